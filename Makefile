@@ -1,0 +1,74 @@
+# Everything runs in .venv, made from the hash-pinned locks/cpu.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made
+OPENVINO := .venv-openvino
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check format bench soak openvino locks clean
+
+help:
+	@echo "make demo      three nodes, real footage, one of them is killed (about 90 s)"
+	@echo "make test      all tests"
+	@echo "make check     format, lint, types, import rules"
+	@echo "make bench     every benchmark (make bench-NAME for one of tests/bench)"
+	@echo "make soak      the property tests again, for long"
+	@echo "make openvino  a second environment with OpenVINO, for its tests"
+	@echo "make locks     pin the dependencies again"
+
+venv: $(STAMP)
+
+$(STAMP): locks/cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "edge-node needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "This Python cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "setting up $(VENV) (once)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r locks/cpu.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/edge-node demo $(ARGS)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(patsubst tests/bench/%.py,bench-%,$(wildcard tests/bench/[a-z]*.py))
+
+bench-%: $(STAMP)
+	@mkdir -p .bench
+	$(BIN)/python -m tests.bench.$*
+
+soak: $(STAMP)
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest --timeout 3600 $(ARGS)
+
+openvino: $(OPENVINO)/.made
+
+$(OPENVINO)/.made: locks/openvino.txt
+	@$(PYTHON) -m venv --clear $(OPENVINO)
+	@$(OPENVINO)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r locks/openvino.txt
+	@touch $@
+
+locks: $(STAMP)
+	$(BIN)/pip install --quiet 'uv>=0.5'
+	for name in cpu openvino; do \
+	  $(BIN)/uv pip compile pyproject.toml --extra $$name --extra video --extra mqtt --extra dev \
+	    --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --quiet --output-file locks/$$name.txt || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) $(OPENVINO) .bench build *.egg-info
