@@ -1,0 +1,157 @@
+"""Owns the node's own HTTP API: what people, dashboards and the command line ask.
+
+Never decides anything: handlers call the `NodeView`. Invariant: without a token only programs on
+this machine are answered, and no web page can reach the API through a name that it controls.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from edge_node.api import events
+from edge_node.api.errors import Forbidden, Handler, Unauthorized, answer_errors
+from edge_node.api.plain import to_json
+from edge_node.api.view import NodeView
+
+MAX_BODY_BYTES = 64 * 2**10
+MAX_PREFIX_CHARS = 256
+MIN_TOKEN_CHARS = 16
+LIVE = "/v2/health/live"
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def local_app(view: NodeView, token: str | None) -> web.Application:
+    """Build the API. With a `token` every request but `LIVE` must carry it (Bearer).
+
+    Raises ValueError for a token under 16 characters.
+    """
+    if token is not None and len(token) < MIN_TOKEN_CHARS:
+        raise ValueError(f"the API's token has {len(token)} characters; use {MIN_TOKEN_CHARS} up")
+    guard = _host_guard() if token is None else _token_guard(token)
+    app = web.Application(middlewares=[answer_errors, guard], client_max_size=MAX_BODY_BYTES)
+    events.prepare(app)
+    handlers = _Handlers(view)
+    for path, read in {
+        "/edge/v1/node": view.node,
+        "/edge/v1/peers": view.peers,
+        "/edge/v1/agents": view.agents,
+        "/edge/v1/tiers": view.tiers,
+        "/edge/v1/models": view.models,
+        "/edge/v1/state/hash": view.state_hash,
+        "/edge/v1/detections/latest": view.latest,
+        "/edge/v1/stats": view.stats,
+    }.items():
+        app.router.add_get(path, _reader(read))
+    app.router.add_get("/edge/v1/state", handlers.state)
+    app.router.add_put("/edge/v1/models/{name}", handlers.set_model)
+    app.router.add_get("/edge/v1/state/watch", handlers.watch_state, allow_head=False)
+    app.router.add_get("/edge/v1/detections", handlers.watch_detections, allow_head=False)
+    app.router.add_get("/metrics", handlers.metrics)
+    app.router.add_get(LIVE, handlers.live)
+    app.router.add_get("/v2/health/ready", handlers.ready)
+    return app
+
+
+class _Handlers:
+    def __init__(self, view: NodeView) -> None:
+        self._view = view
+
+    async def state(self, request: web.Request) -> web.Response:
+        prefix = request.query.get("prefix", "")
+        if len(prefix) > MAX_PREFIX_CHARS:
+            raise ValueError(f"prefix: {len(prefix)} characters; at most {MAX_PREFIX_CHARS}")
+        return _answer(self._view.state(prefix))
+
+    async def set_model(self, request: web.Request) -> web.Response:
+        body = _object(await request.read())
+        variant = body.get("variant")
+        if not isinstance(variant, str) or body.keys() != {"variant"}:
+            raise ValueError('the body must be {"variant": NAME}')
+        return _answer(await self._view.set_model(request.match_info["name"], variant))
+
+    async def watch_state(self, request: web.Request) -> web.StreamResponse:
+        return await events.stream(request, self._view.subscribe_changes())
+
+    async def watch_detections(self, request: web.Request) -> web.StreamResponse:
+        return await events.stream(request, self._view.subscribe_detections())
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        text = self._view.metrics_text()
+        return web.Response(body=text.encode(), headers={"Content-Type": _METRICS_TYPE})
+
+    async def live(self, request: web.Request) -> web.Response:
+        return _answer({"live": True})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        ready, reasons = self._view.ready()
+        return _answer({"ready": ready, "reasons": reasons}, status=200 if ready else 503)
+
+
+def _reader(read: Callable[[], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handler(request: web.Request) -> web.Response:
+        return _answer(read())
+
+    return handler
+
+
+def _answer(value: Any, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status,
+        text=to_json(value),
+        content_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError("the body must be a JSON object")
+    return value
+
+
+def _token_guard(token: str) -> Any:
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if request.path != LIVE and not hmac.compare_digest(given, expected):
+            raise Unauthorized("send the node's token: Authorization: Bearer TOKEN")
+        return await handler(request)
+
+    return guard
+
+
+def _host_guard() -> Any:
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        # A page whose name is made to resolve to 127.0.0.1 (DNS rebinding) still sends its name.
+        host = request.headers.get("Host", "")
+        if not _is_loopback(host):
+            raise Forbidden(
+                f"the API answers only to a loopback name, not {host[:64]!r}; ask for 127.0.0.1, "
+                f"or set [api] token_file"
+            )
+        return await handler(request)
+
+    return guard
+
+
+def _is_loopback(host: str) -> bool:
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    if name.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False

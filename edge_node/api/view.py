@@ -1,0 +1,73 @@
+"""Owns the interface through which HTTP sees the daemon.
+
+Handlers know nothing but this protocol; it never exposes the store, the gossip node or a worker.
+Invariant: what the synchronous methods return is plain data (None, bool, int, float, str, bytes,
+list, dict with str keys), built for the caller, who may keep it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+Json = dict[str, Any]
+
+
+class NodeView(Protocol):
+    """Answer what the API asks. Synchronous methods return in well under 5 ms: they read memory."""
+
+    def node(self) -> Json:
+        """Describe this node: {id, name, version, uptime_s, boot, accelerators, degraded}."""
+
+    def peers(self) -> list[Json]:
+        """List members: [{id, name, address, state, incarnation, rtt_ms, since_s, load}]."""
+
+    def agents(self) -> list[Json]:
+        """List the fleet's agents with what this node knows of their results."""
+
+    def tiers(self) -> list[Json]:
+        """List agents' tiers: [{agent, tier, declared, reason, deadline_ms, met_ratio}]."""
+
+    def models(self) -> list[Json]:
+        """List models: [{name, desired, running, variants, error}]."""
+
+    def state(self, prefix: str) -> Json:
+        """Read the replica where keys begin with `prefix`: {hash, owner, fleet, sets}."""
+
+    def state_hash(self) -> Json:
+        """Return {hash, origins, complete}."""
+
+    def latest(self) -> dict[str, Json]:
+        """Return the newest result of each agent, by agent."""
+
+    def stats(self) -> Json:
+        """Return this node's counters and latencies."""
+
+    def metrics_text(self) -> str:
+        """Return the metrics in Prometheus' text format (`edge_node.metrics.render`)."""
+
+    def ready(self) -> tuple[bool, list[str]]:
+        """Say whether work can be taken, and the reasons why not."""
+
+    async def set_model(self, name: str, variant: str) -> Json:
+        """Publish `variant` as the fleet's release of `name`; return the `models()` entry.
+
+        Raises KeyError (no such model or variant) and ModelError (cannot be released); the release
+        is unchanged then. Raises JournalFull if it could not be made durable.
+        """
+
+    async def peer_infer(self, sender: bytes, request: Json) -> Json:
+        """Run a frame for the node `sender` (16 bytes).
+
+        `request` is what `peer.decode_infer` checked. Returns {boxes, digest, variant, rung,
+        service_ms, wait_ms, backlog_ms}. Raises Shed.
+        """
+
+    async def peer_cache(self, agent: str, digest: str) -> bytes | None:
+        """Export the reuse state of `agent` under the model `digest` (hex), None if not held."""
+
+    def subscribe_changes(self) -> AsyncIterator[Json]:
+        """Follow changes of the replica: {kind, key, origin, value}. See `events.Feed`."""
+
+    def subscribe_detections(self) -> AsyncIterator[Json]:
+        """Follow results as they come. See `events.Feed`."""

@@ -1,0 +1,124 @@
+"""Ask other nodes over HTTP: run this frame, give me that cache entry.
+
+Owns one client session and the signing of its requests. Never decides whom to ask (placement
+does) and never retries (a deadline is not spent twice), but for a peer that has just told its
+challenge.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import aiohttp
+import msgpack
+from yarl import URL
+
+from edge_node.fleet.auth import CHALLENGE_HEADER, HEADER, Signer
+from edge_node.workers import Inference
+from gossip import Address
+from models.wire import Rung
+
+MAX_REPLY_BYTES = 4 * 2**20
+RUNGS: Mapping[object, Rung] = {"full": "full", "same": "same", "gate": "gate"}
+
+
+class PeerError(Exception):
+    """A peer did not answer a request; ``silent`` when nothing at all came back."""
+
+    def __init__(self, reason: str, *, silent: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.silent = silent
+
+
+class Peers:
+    """HTTP requests to members, authenticated with the fleet's secret."""
+
+    def __init__(
+        self,
+        signer: Signer,
+        address: Callable[[bytes], Address | None],
+        name: Callable[[bytes], str],
+    ) -> None:
+        self._signer = signer
+        self._address = address
+        self.name = name
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def infer(self, node: bytes, request: Mapping[str, Any], timeout_s: float) -> Inference:
+        """Have ``node`` run one frame; ``request`` as docs/architecture.md lists it.
+
+        Raises:
+            PeerError: no answer in ``timeout_s``, a refusal, or an answer that is no inference.
+        """
+        body = msgpack.packb(request)
+        reply = await self._ask(node, "POST", "/peer/v1/infer", body, timeout_s)
+        assert reply is not None
+        try:
+            fields = msgpack.unpackb(reply)
+            return Inference(
+                boxes=[[float(number) for number in box] for box in fields["boxes"]],
+                digest=str(fields["digest"]),
+                variant=str(fields["variant"]),
+                rung=RUNGS[fields["rung"]],
+                service_ms=float(fields["service_ms"]),
+                wait_ms=float(fields["wait_ms"]),
+                backlog_ms=float(fields["backlog_ms"]),
+            )
+        except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+            raise PeerError("malformed reply", silent=False) from error
+
+    async def cache(self, node: bytes, agent: str, digest: str, timeout_s: float) -> bytes | None:
+        """Fetch the reuse state of ``agent`` under the model ``digest``; None if not held.
+
+        Raises:
+            PeerError: as for :meth:`infer`.
+        """
+        return await self._ask(node, "GET", f"/peer/v1/cache/{agent}/{digest}", b"", timeout_s)
+
+    async def _ask(
+        self, node: bytes, method: str, path: str, body: bytes, timeout_s: float
+    ) -> bytes | None:
+        address = self._address(node)
+        if address is None:
+            raise PeerError("no address", silent=True)
+        if self._session is None:
+            self._session = aiohttp.ClientSession(auto_decompress=False)
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        url = f"http://{host}:{address[1]}{path}"
+        try:
+            async with asyncio.timeout(timeout_s):
+                send = (self._session, node, method, url, body)
+                status, reply, learnt = await self._exchange(*send)
+                if learnt:
+                    status, reply, _ = await self._exchange(*send)
+            if status == 404 and method == "GET":
+                return None
+            if status != 200:
+                raise PeerError(f"refused with {status}", silent=False)
+            return reply
+        except TimeoutError as error:
+            raise PeerError("no answer in time", silent=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise PeerError("unreachable", silent=True) from error
+
+    async def _exchange(
+        self, session: aiohttp.ClientSession, node: bytes, method: str, url: str, body: bytes
+    ) -> tuple[int, bytes, bool]:
+        """Send one signed request; return status, body, and whether a new challenge was learnt."""
+        path = URL(url).raw_path_qs
+        headers = {HEADER: self._signer.sign(method, path, body, node)}
+        async with session.request(method, URL(url), data=body, headers=headers) as response:
+            reply = bytearray()
+            async for chunk in response.content.iter_chunked(2**16):
+                reply += chunk
+                if len(reply) > MAX_REPLY_BYTES:
+                    raise PeerError("reply too large", silent=False)
+            challenge = response.headers.get(CHALLENGE_HEADER)
+            learnt = response.status == 401 and self._signer.learn(node, challenge)
+            return response.status, bytes(reply), learnt
