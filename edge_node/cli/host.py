@@ -47,7 +47,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     path = Path(parsed.config)
     config = load(path)
-    from edge_node.daemon import main
+    from edge_node.service import main
 
     return main(config)
 

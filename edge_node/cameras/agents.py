@@ -1,0 +1,350 @@
+"""Run the agents that this node hosts: each frame becomes an answer, in time if possible.
+
+Owns, per hosted agent, its camera's state and the account of its frames. Never touches a pixel:
+frames stay in the worker that decodes the camera, or travel to a peer as JPEG. Invariant: every
+frame ends exactly once, as answered (met or missed), shed, or lost.
+"""
+
+import asyncio
+import contextlib
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_node.fleet.peers import PeerError, Peers
+from edge_node.metrics import Counters, Latencies
+from edge_node.placement.choose import Decision, choose
+from edge_node.placement.view import SILENT_AFTER_S, FleetView, Option
+from edge_node.workers import CameraSpec, FrameReady, Inference, ModelError, Shed, WorkerHandle
+
+MAX_IN_FLIGHT = 16
+"""Frames of one agent under way at once; a newer one is shed at once."""
+
+FORWARD_LONG_SIDE_PX = 640
+
+SHORT = 16
+"""Hex digits of a model digest in load reports and cache keys: enough to tell models apart."""
+
+
+def without_password(source: str) -> str:
+    """Return a camera's address as people may see it."""
+    return re.sub(r"//[^/@]*@", "//***@", source)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """One camera with its task, as its home node publishes it (owner record ``agent/<name>``)."""
+
+    name: str
+    home: bytes
+    source: str
+    fps: float
+    model: str
+    deadline_ms: float
+    tier: int
+    loop: bool
+    noise_sigma: float
+    takeover: bool
+
+    @classmethod
+    def from_record(cls, name: str, home: bytes, record: object) -> "AgentSpec":
+        """Read a record from the replica.
+
+        Raises:
+            ValueError: the record is not an agent of this version.
+        """
+        if not isinstance(record, dict):
+            raise ValueError(f"agent {name}: not a table")
+        try:
+            spec = cls(
+                name=name,
+                home=home,
+                source=str(record["source"]),
+                fps=float(record["fps"]),
+                model=str(record["model"]),
+                deadline_ms=float(record["deadline_ms"]),
+                tier=int(record["tier"]),
+                loop=bool(record["loop"]),
+                noise_sigma=float(record["noise_sigma"]),
+                takeover=bool(record["takeover"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"agent {name}: {error!r}") from error
+        if not (0 < spec.fps <= 240 and spec.deadline_ms > 0 and spec.tier in (1, 2, 3)):
+            raise ValueError(f"agent {name}: fps, deadline_ms or tier out of range")
+        return spec
+
+    def record(self) -> dict[str, Any]:
+        """Return what :meth:`from_record` reads."""
+        return {
+            "source": self.source,
+            "fps": self.fps,
+            "task": "detect",
+            "model": self.model,
+            "deadline_ms": self.deadline_ms,
+            "tier": self.tier,
+            "loop": self.loop,
+            "noise_sigma": self.noise_sigma,
+            "takeover": self.takeover,
+        }
+
+    @property
+    def movable(self) -> bool:
+        """Whether another node could open the source: a device of its home cannot be reached."""
+        return self.takeover and not self.source.startswith(("/dev/", "v4l2:"))
+
+    def camera(self) -> CameraSpec:
+        """Return what the worker needs to open the camera."""
+        return CameraSpec(
+            agent=self.name,
+            source=self.source,
+            fps=self.fps,
+            loop=self.loop,
+            noise_sigma=self.noise_sigma,
+            long_side=FORWARD_LONG_SIDE_PX,
+        )
+
+
+@dataclass(slots=True)
+class HostedAgent:
+    """One agent while it runs here. Counts are frames since it came."""
+
+    spec: AgentSpec
+    worker: WorkerHandle
+    state: str = "opening"
+    reason: str = ""
+    frames: int = 0
+    answered: int = 0
+    met: int = 0
+    shed: int = 0
+    lost: int = 0
+    forwarded: int = 0
+    hits: int = 0
+    in_flight: int = 0
+    latencies: Latencies = field(default_factory=Latencies)
+
+
+class Agents:
+    """The agents hosted here, and the way of each of their frames."""
+
+    def __init__(
+        self,
+        node_id: bytes,
+        node_name: str,
+        labels: tuple[str, ...],
+        view: FleetView,
+        peers: Peers,
+        counters: Counters,
+        rng: random.Random,
+        on_result: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.hosted: dict[str, HostedAgent] = {}
+        self.latest: dict[str, dict[str, Any]] = {}
+        self.latencies = Latencies()
+        self.digest = ""
+        self.forward = True
+        self._node_id = node_id
+        self._node_name = node_name
+        self._labels = labels
+        self._view = view
+        self._peers = peers
+        self._counters = counters
+        self._rng = rng
+        self._on_result = on_result
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def host(self, spec: AgentSpec, worker: WorkerHandle) -> None:
+        """Open the camera of ``spec`` on ``worker``; a running agent with another spec reopens."""
+        running = self.hosted.get(spec.name)
+        if running is not None:
+            if running.spec == spec:
+                return
+            await self.release(spec.name)
+        self.hosted[spec.name] = HostedAgent(spec, worker)
+        await worker.open_camera(spec.camera(), self.digest)
+
+    async def release(self, name: str) -> None:
+        """Close the camera; frames under way still end."""
+        agent = self.hosted.pop(name, None)
+        if agent is not None:
+            await agent.worker.close_camera(name)
+
+    async def use(self, digest: str) -> None:
+        """Answer with the model ``digest`` from the next frame on."""
+        self.digest = digest
+        for agent in self.hosted.values():
+            await agent.worker.use(agent.spec.name, digest)
+
+    async def warm_start(self, name: str, holders: Iterable[object]) -> None:
+        """Fetch the reuse state of an agent that came here from one of its ``holders``."""
+        digest = self.digest
+        for node in holders:
+            agent = self.hosted.get(name)
+            if agent is None or not isinstance(node, bytes) or node == self._node_id:
+                continue
+            with contextlib.suppress(PeerError, ModelError, Shed):
+                entry = await self._peers.cache(node, name, digest, SILENT_AFTER_S)
+                if entry and await agent.worker.import_cache(name, digest, entry):
+                    self._counters.add("warm_starts", agent=name)
+                    return
+
+    async def close(self, timeout_s: float) -> None:
+        """Close every camera, and wait for the frames under way at most ``timeout_s``."""
+        for name in list(self.hosted):
+            await self.release(name)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
+    def camera_state(self, name: str, state: str, reason: str) -> None:
+        """Take what the worker says of the camera."""
+        agent = self.hosted.get(name)
+        if agent is not None:
+            agent.state, agent.reason = state, reason
+
+    def frame_ready(self, frame: FrameReady) -> None:
+        """Start the way of one frame; called by the worker's handle."""
+        agent = self.hosted.get(frame.agent)
+        if agent is None:
+            return
+        agent.frames += 1
+        self._counters.add("frames", agent=frame.agent)
+        if agent.in_flight >= MAX_IN_FLIGHT:
+            self._shed(agent, "too many in flight")
+            agent.worker.drop_frame(frame.agent, frame.frame)
+            return
+        agent.in_flight += 1
+        task = asyncio.create_task(self._answer(agent, frame))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, agent: HostedAgent, frame: FrameReady) -> None:
+        deadline_s = frame.captured_s + agent.spec.deadline_ms / 1e3
+        digest = self.digest
+        decision = self._decide(agent, frame, digest, deadline_s)
+        node, inference = self._node_name, None
+        try:
+            if decision.option.node is not None:
+                node, inference = await self._forward(agent, frame, digest, deadline_s, decision)
+            if inference is None:
+                node = self._node_name
+                inference = await agent.worker.infer_frame(
+                    frame.agent, frame.frame, digest, deadline_s, agent.spec.tier
+                )
+        except Shed as shed:
+            if shed.reason in ("worker died", "frame gone"):
+                self._lost(agent, shed.reason)
+            else:
+                self._shed(agent, shed.reason)
+        except ModelError as error:
+            agent.reason = str(error)
+            self._lost(agent, "model failed")
+        else:
+            self._answered(agent, frame, inference, node)
+        finally:
+            agent.in_flight -= 1
+            agent.worker.drop_frame(frame.agent, frame.frame)
+
+    def _decide(
+        self, agent: HostedAgent, frame: FrameReady, digest: str, deadline_s: float
+    ) -> Decision:
+        worker = agent.worker
+        here = Option(None, worker.backlog_ms, worker.service_ms.get(digest, 0.0))
+        if frame.reusable:
+            return Decision(Option(None, 0.0, 0.0), "the cached answer holds")
+        now_s = time.monotonic()
+        return choose(
+            (deadline_s - now_s) * 1e3,
+            here,
+            self._view.options(digest[:SHORT], now_s),
+            self._rng,
+            forward=self.forward,
+        )
+
+    async def _forward(
+        self,
+        agent: HostedAgent,
+        frame: FrameReady,
+        digest: str,
+        deadline_s: float,
+        decision: Decision,
+    ) -> tuple[str, Inference | None]:
+        """Return the peer's name and its answer, or None if the frame should run here after all."""
+        node = decision.option.node
+        assert node is not None
+        jpeg = await agent.worker.encode_frame(frame.agent, frame.frame, FORWARD_LONG_SIDE_PX)
+        sent_s = time.monotonic()
+        self._view.sent(node, digest[:SHORT], sent_s)
+        request = {
+            "agent": frame.agent,
+            "frame": frame.frame,
+            "digest": digest,
+            "budget_ms": (deadline_s - sent_s) * 1e3,
+            "tier": agent.spec.tier,
+            "image": jpeg,
+        }
+        try:
+            reply = await self._peers.infer(node, request, timeout_s=SILENT_AFTER_S)
+        except PeerError as error:
+            self._counters.add("forward_failed", reason=error.reason)
+            if error.silent:
+                self._view.unanswered(node)
+            return "", None
+        now_s = time.monotonic()
+        agent.forwarded += 1
+        self._counters.add("forwarded", agent=frame.agent)
+        way_ms = (now_s - sent_s) * 1e3 - reply.wait_ms - reply.service_ms
+        self._view.heard_reply(node, reply.backlog_ms, way_ms, now_s)
+        return self._peers.name(node), reply
+
+    def _answered(
+        self, agent: HostedAgent, frame: FrameReady, inference: Inference, node: str
+    ) -> None:
+        now_s = time.monotonic()
+        latency_ms = (now_s - frame.captured_s) * 1e3
+        met = latency_ms <= agent.spec.deadline_ms
+        agent.answered += 1
+        agent.met += met
+        agent.hits += inference.rung != "full"
+        agent.latencies.record(latency_ms, now_s)
+        self.latencies.record(latency_ms, now_s)
+        self._counters.add("answered", agent=frame.agent, met="yes" if met else "no")
+        self._counters.add("rung", agent=frame.agent, rung=inference.rung)
+        result = {
+            "agent": frame.agent,
+            "frame": frame.frame,
+            "captured_ms": frame.captured_ms,
+            "latency_ms": round(latency_ms, 2),
+            "host": self._node_name,
+            "node": node,
+            "variant": inference.variant,
+            "digest": inference.digest,
+            "rung": inference.rung,
+            "met": met,
+            "boxes": self._boxes(inference),
+        }
+        self.latest[frame.agent] = result
+        self._on_result(result)
+
+    def _boxes(self, inference: Inference) -> list[Mapping[str, Any]]:
+        return [
+            {
+                "x0": round(x0, 4),
+                "y0": round(y0, 4),
+                "x1": round(x1, 4),
+                "y1": round(y1, 4),
+                "score": round(score, 3),
+                "label": self._labels[int(label)],
+            }
+            for x0, y0, x1, y1, score, label in inference.boxes
+        ]
+
+    def _shed(self, agent: HostedAgent, reason: str) -> None:
+        agent.shed += 1
+        self._counters.add("shed", agent=agent.spec.name, reason=reason)
+
+    def _lost(self, agent: HostedAgent, reason: str) -> None:
+        agent.lost += 1
+        self._counters.add("lost", agent=agent.spec.name, reason=reason)

@@ -1,0 +1,434 @@
+"""The daemon: build its parts, connect them, start and stop them. Nothing is decided here.
+
+Owns the lifecycle and the one event loop. What comes in (datagrams, frames, requests, signals)
+goes straight to the part that owns it: ``GossipNode``, ``Agents``, the API, ``reload``.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import web
+
+import edge_node
+from crdt import Batch, Change, HybridClock, Store, Value
+from edge_node import clock
+from edge_node import config as configuration
+from edge_node.api.events import Feed
+from edge_node.api.local import local_app
+from edge_node.api.peer import peer_app
+from edge_node.cameras.agents import SHORT, Agents
+from edge_node.cameras.hosts import Hosts
+from edge_node.cameras.outputs import Outputs
+from edge_node.config import Config, ConfigError
+from edge_node.fleet.addresses import AddressError, advertised, listening, resolve
+from edge_node.fleet.auth import Signer, Verifier
+from edge_node.fleet.identity import IdentityError, load_or_create_identity, load_secret, load_token
+from edge_node.fleet.journal import Journal, JournalError
+from edge_node.fleet.peers import Peers
+from edge_node.fleet.release import Release
+from edge_node.metrics import Counters
+from edge_node.notify import Notifier
+from edge_node.placement.view import FleetView
+from edge_node.pool import WorkerPool
+from edge_node.status import Status
+from edge_node.workers import (
+    CacheHolding,
+    CameraState,
+    ModelError,
+    WorkerDied,
+    WorkerEvent,
+    WorkerHandle,
+    WorkerReady,
+)
+from gossip import (
+    Address,
+    Event,
+    GossipConfig,
+    GossipNode,
+    MemberDown,
+    MemberLeft,
+    StateChanged,
+    verify,
+)
+from gossip.udp import UdpHost
+from models.manifest import load_manifest
+
+log = logging.getLogger(__name__)
+
+LOAD_PERIOD_S = 0.5
+LAG_PERIOD_S = 0.25
+JOURNAL_RETRY_S = 1.0
+DRAIN_S = 2.0
+GOODBYE_S = 0.3
+
+
+class StartError(Exception):
+    """The daemon cannot start; the text says why and what to do."""
+
+
+class Daemon:
+    """One node. :meth:`start` brings every part up, :meth:`stop` takes it down in order."""
+
+    def __init__(self, config: Config, on_failure: Callable[[], None]) -> None:
+        """Prepare a node; ``on_failure`` is called when a part of it failed and it has to stop."""
+        self.config = config
+        self.failed = False
+        self._on_failure = on_failure
+        self.started = clock.now()
+        self.boot = secrets.token_bytes(16)
+        self.rng = random.Random(self.boot)
+        self.counters = Counters()
+        self.view = FleetView()
+        self.changes = Feed()
+        self.detections = Feed()
+        self.outputs = Outputs()
+        self.journal_problem = ""
+        self.loop_lag_s = 0.0
+        self.notifier = Notifier()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._reconcile = asyncio.Event()
+        self._ends = contextlib.AsyncExitStack()
+
+    # Starting
+
+    async def start(self) -> None:
+        """Bring the node up; each part that starts says how it ends.
+
+        Raises:
+            StartError: something outside this process is in the way; nothing is left running.
+        """
+        try:
+            self._open_state()
+            self._build()
+            await self._listen()
+        except (AddressError, IdentityError, JournalError, ModelError) as error:
+            await self.stop()
+            raise StartError(str(error)) from error
+        await self.pool.start()
+        self._ends.push_async_callback(self.pool.stop, DRAIN_S)
+        self._publish()
+        self.outputs.open(self.config.output.jsonl, self.config.output.mqtt)
+        self._ends.push_async_callback(self.outputs.close)
+        self._ends.push_async_callback(self.agents.close, DRAIN_S)
+        for seed in self.config.fleet.seeds:
+            self._spawn(self._join(seed), f"join {seed}")
+        for loop in (self._follow_state, self._epochs, self._share_load, self._watch_lag):
+            self._spawn(loop(), loop.__name__)
+        self._ends.callback(self._cancel_tasks)
+        self._reconcile.set()
+        log.info(
+            "node %s (%s) up: peers %s:%d, API %s",
+            self.config.node.name,
+            self.identity.node_id.hex(),
+            *self.address,
+            self.config.api.bind,
+        )
+
+    def _open_state(self) -> None:
+        state_dir = self.config.node.state_dir
+        self.identity = load_or_create_identity(state_dir)
+        self.secret = load_secret(self.config.fleet.secret_file)
+        self.journal = Journal.open(state_dir, origin=self.identity.node_id)
+        self._ends.push_async_callback(self.journal.close)
+        for notice in self.journal.start.notices:
+            log.warning("%s", notice)
+        start = self.journal.start
+        self.store = Store(
+            self.identity.node_id,
+            epoch=start.epoch,
+            sign=self.identity.sign,
+            verify=verify,
+            public_key=self.identity.public_key,
+            clock=HybridClock(start.high_water),
+        )
+        for raw in start.batches:
+            self.store.restore(raw, clock.now())
+
+    def _build(self) -> None:
+        config = self.config
+        self.address = advertised(config.fleet)
+        self.gossip = GossipNode(
+            self.identity,
+            self.secret,
+            self.store,
+            GossipConfig(),
+            self.rng,
+            boot=self.boot,
+            incarnation=self.journal.start.incarnation,
+            address=self.address,
+            now=clock.now(),
+        )
+        self.udp = UdpHost()
+        self.peers = Peers(
+            Signer(self.identity.node_id, self.boot, self.secret), self.address_of, self.name_of
+        )
+        manifest = load_manifest(config.model.manifest)
+        self.agents = Agents(
+            self.identity.node_id,
+            config.node.name,
+            manifest.classes,
+            self.view,
+            self.peers,
+            self.counters,
+            self.rng,
+            self._result,
+        )
+        self.pool = WorkerPool(config.accelerators, self.agents.frame_ready, self._worker_event)
+        self.hosts = Hosts(
+            self.identity.node_id, self.store, self.agents, self._worker_for, clock.now
+        )
+        self.release = Release(manifest, config.model.variant, self.pool.workers, self.agents.use)
+        self.agents.forward = config.placement.forward
+        self.status = Status(self)
+
+    async def _listen(self) -> None:
+        config = self.config
+        bind, api = config.fleet.bind, config.api.bind
+        with listening(f"[fleet] bind {bind} (UDP)"):
+            await self.udp.start(
+                self.gossip,
+                (bind.host, bind.port),
+                persist=self._persist,
+                on_event=self._gossip_event,
+                clock=clock.now,
+            )
+        self._ends.push_async_callback(self._say_goodbye)
+        self._ends.push_async_callback(self.peers.close)
+        self.verifier = Verifier(self.identity.node_id, self.secret)
+        token = load_token(config.api.token_file) if config.api.token_file else None
+        with listening(f"[fleet] bind {bind} (TCP)"):
+            await self._serve(peer_app(self.status, self.verifier), bind.host, bind.port)
+        with listening(f"[api] bind {api}"):
+            await self._serve(local_app(self.status, token), api.host, api.port)
+        self._ends.callback(self.changes.close)
+        self._ends.callback(self.detections.close)
+
+    async def _serve(self, app: web.Application, host: str, port: int) -> None:
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        self._ends.push_async_callback(runner.cleanup)
+        await runner.setup()
+        await web.TCPSite(runner, host, port).start()
+
+    def _publish(self) -> None:
+        record: Value = {
+            "name": self.config.node.name,
+            "version": edge_node.__version__,
+            "takeover": self.config.placement.takeover,
+            "capacity": round(self.pool.capacity, 2),
+            "accelerators": [
+                {
+                    "name": probe.spec.name,
+                    "provider": probe.spec.provider,
+                    "share": probe.spec.share,
+                }
+                for probe in self.pool.probes
+                if probe.ok
+            ],
+        }
+        if self.store.owner(self.identity.node_id, "node") != record:
+            self.store.set_owner("node", record)
+        self.hosts.publish(self.config.cameras, self.config.model.name)
+        self.commit()
+
+    async def _join(self, seed: configuration.Address) -> None:
+        self.gossip.join(await resolve(seed), clock.now())
+        self.udp.kick()
+
+    # Running
+
+    def commit(self) -> None:
+        """Send what was staged in the store on its way: sign, make durable, gossip."""
+        self.gossip.commit(clock.now())
+        self.udp.kick()
+
+    async def _persist(self, batch: Batch) -> None:
+        """Make ``batch`` durable, however long the disk takes to come back."""
+        while True:
+            try:
+                await self.journal.append(batch, batch.live, self.store.clock.high_water)
+            except JournalError as error:
+                if not self.journal_problem:
+                    log.error("changes wait until they are durable: %s", error)
+                self.journal_problem = str(error)
+                await asyncio.sleep(JOURNAL_RETRY_S)
+            else:
+                if self.journal_problem:
+                    log.warning("the journal takes changes again")
+                self.journal_problem = ""
+                return
+
+    def _gossip_event(self, event: Event) -> None:
+        match event:
+            case StateChanged(changes=changes):
+                self._state_changed(changes)
+            case MemberDown(node_id=node) | MemberLeft(node_id=node):
+                self.view.forget(node)
+                self._reconcile.set()
+            case _:
+                self._reconcile.set()
+        if not isinstance(event, StateChanged):
+            log.info("%s", event)
+
+    def _state_changed(self, changes: tuple[Change, ...]) -> None:
+        self._reconcile.set()
+        for change in changes:
+            self.changes.publish(self.status.change(change))
+
+    def _worker_event(self, worker: str, event: WorkerEvent) -> None:
+        match event:
+            case CameraState(agent=agent, state=state, reason=reason):
+                log.info("camera %s %s%s", agent, state, f": {reason}" if reason else "")
+                self.agents.camera_state(agent, state, reason)
+            case CacheHolding(agent=agent, digest=digest, held=held):
+                change = self.store.add if held else self.store.remove
+                change(f"cache/{agent}/{digest[:SHORT]}", self.identity.node_id)
+                self.commit()
+            case WorkerDied(reason=reason):
+                log.error("worker %s died: %s", worker, reason)
+                self.counters.add("worker_deaths", accelerator=worker)
+            case WorkerReady():
+                self._reconcile.set()
+
+    def _result(self, result: dict[str, Any]) -> None:
+        self.detections.publish(result)
+        self.outputs.put(result)
+
+    async def _follow_state(self) -> None:
+        """After each change: run the desired model, then the agents that belong here."""
+        while True:
+            await self._reconcile.wait()
+            self._reconcile.clear()
+            await self.release.follow(self.store.fleet(self.release.key, clock.now()))
+            if self.release.current is None:
+                continue
+            try:
+                arrived = await self.hosts.reconcile()
+            except ModelError as error:
+                log.error("camera not opened: %s", error)
+                continue
+            for name in arrived:
+                holders = self.store.elements(f"cache/{name}/{self.agents.digest[:SHORT]}")
+                self._spawn(self.agents.warm_start(name, holders), f"warm start {name}")
+
+    async def _epochs(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.placement.epoch_s)
+            living = frozenset(
+                member.node_id
+                for member in self.gossip.members()
+                if member.state in ("self", "alive", "suspect")
+            )
+            claimed = self.hosts.claim(self.status.capacities(living), living)
+            if claimed:
+                log.info("taking over: %s", ", ".join(claimed))
+                self.commit()
+
+    async def _share_load(self) -> None:
+        """Tell the peers this node's load, take theirs into the view, keep the incarnation."""
+        durable = self.journal.start.incarnation
+        while True:
+            if self.gossip.incarnation > durable:  # a suspicion was refuted
+                with contextlib.suppress(JournalError):
+                    await self.journal.record_incarnation(self.gossip.incarnation)
+                    durable = self.gossip.incarnation
+            now = clock.now()
+            self.gossip.set_volatile("load", self.status.load(), now)
+            self.udp.kick()
+            for member in self.gossip.members():
+                load = self.gossip.volatile(member.node_id, "load")
+                if member.state == "alive" and isinstance(load, dict):
+                    self.status.note_load(self.view, member, load, now)
+            await asyncio.sleep(LOAD_PERIOD_S)
+
+    async def _watch_lag(self) -> None:
+        """Measure how late the loop runs: gossip is patient on a busy node, systemd is told."""
+        while True:
+            before_s = time.monotonic()
+            await asyncio.sleep(LAG_PERIOD_S)
+            self.loop_lag_s = max(0.0, time.monotonic() - before_s - LAG_PERIOD_S)
+            self.gossip.slow(self.loop_lag_s)
+            self.notifier.watchdog()
+
+    def _worker_for(self, agent: str) -> WorkerHandle | None:
+        """Return the worker that runs ``agent``, else the living one with the fewest agents."""
+        hosted = self.agents.hosted
+        if agent in hosted:
+            return hosted[agent].worker
+        return min(
+            self.pool.living,
+            key=lambda worker: sum(agent.worker is worker for agent in hosted.values()),
+            default=None,
+        )
+
+    def address_of(self, node: bytes) -> Address | None:
+        """Return where a living member listens (UDP and TCP), None if there is no such member."""
+        for member in self.gossip.members():
+            if member.node_id == node and member.state in ("alive", "suspect"):
+                return member.address
+        return None
+
+    def name_of(self, node: bytes) -> str:
+        """Return a node's name as it published it, else the beginning of its id."""
+        record = self.store.owner(node, "node")
+        name = record.get("name") if isinstance(record, dict) else None
+        return name if isinstance(name, str) else node.hex()[:8]
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Ours: better to crash and be restarted than to run on without a part.
+            log.critical("task %s failed", task.get_name(), exc_info=error)
+            self.failed = True
+            self._on_failure()
+
+    # Changing and stopping
+
+    async def reload(self) -> None:
+        """Read the configuration again; a bad file keeps the old one."""
+        self.notifier.reloading()
+        try:
+            fresh = configuration.load(self.config.path)
+        except ConfigError as error:
+            log.error("configuration not changed: %s", error)
+            self.notifier.ready()
+            return
+        for name in configuration.needs_restart(self.config, fresh):
+            log.warning("%s changed: takes effect after a restart", name)
+        outputs_changed = fresh.output != self.config.output
+        self.config = replace(
+            self.config, placement=fresh.placement, output=fresh.output, cameras=fresh.cameras
+        )
+        self.agents.forward = fresh.placement.forward
+        if outputs_changed:
+            await self.outputs.close()
+            self.outputs.open(fresh.output.jsonl, fresh.output.mqtt)
+        self._publish()
+        self.notifier.ready()
+        log.info("configuration reloaded")
+
+    async def stop(self) -> None:
+        """Finish the frames under way, say goodbye to the peers, and end every part."""
+        self.notifier.stopping()
+        await self._ends.aclose()
+
+    def _cancel_tasks(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def _say_goodbye(self) -> None:
+        self.gossip.leave(clock.now())
+        self.udp.kick()
+        await asyncio.sleep(GOODBYE_S)
+        await self.udp.close()

@@ -1,0 +1,1 @@
+"""Decide where a frame runs, which tier an agent has and who takes over: pure functions only."""

@@ -1,0 +1,427 @@
+"""What this node shows of itself and takes from outside: the daemon as HTTP sees it.
+
+Owns no state: it reads the parts and shapes plain data (docs/operations.md lists the fields).
+Invariant: a field missing from a peer's record is None here, never an error.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import edge_node
+from crdt import Change, Instant, Value
+from edge_node import clock
+from edge_node.cameras.agents import SHORT, AgentSpec, HostedAgent, without_password
+from edge_node.fleet.journal import JournalFull
+from edge_node.metrics import Family, render
+from edge_node.placement.view import FleetView
+from edge_node.workers import ModelError, Shed
+from gossip import MemberView
+
+if TYPE_CHECKING:
+    from edge_node.daemon import Daemon
+
+Json = dict[str, Any]
+
+VISIBLE_TIMEOUT_S = 3.0
+HELPS = {
+    "frames": "Frames that came from cameras hosted here.",
+    "answered": "Frames answered, by whether their deadline was met.",
+    "shed": "Frames not run, by reason.",
+    "lost": "Frames that failed, by reason.",
+    "forwarded": "Frames answered by a peer.",
+    "forward_failed": "Frames that a peer did not answer, by reason.",
+    "received": "Frames run for peers.",
+    "rung": "Answers by rung of the reuse ladder.",
+    "worker_deaths": "Worker processes that died and were replaced.",
+    "warm_starts": "Agents that came here with their reuse state.",
+}
+
+
+class Status:
+    """Implements :class:`edge_node.api.view.NodeView` on a running daemon."""
+
+    def __init__(self, daemon: "Daemon") -> None:
+        self._daemon = daemon
+
+    # This node
+
+    def node(self) -> Json:
+        """Describe this node."""
+        d = self._daemon
+        workers = {worker.spec.name: worker for worker in d.pool.workers}
+        accelerators = []
+        for probe in d.pool.probes:
+            worker = workers.get(probe.spec.name)
+            accelerators.append(
+                {
+                    "name": probe.spec.name,
+                    "provider": probe.spec.provider,
+                    "share": probe.spec.share,
+                    "ok": probe.ok,
+                    "reason": probe.reason,
+                    "latency_ms": probe.latency_ms,
+                    "max_error": probe.max_error,
+                    "pid": worker.pid if worker else None,
+                    "alive": worker.alive if worker else False,
+                    "backlog_ms": worker.backlog_ms if worker else None,
+                }
+            )
+        return {
+            "id": d.identity.node_id,
+            "name": d.config.node.name,
+            "version": edge_node.__version__,
+            "uptime_s": round(time.monotonic() - d.started.mono_s, 1),
+            "boot": d.boot,
+            "accelerators": accelerators,
+            "degraded": self._problems(),
+        }
+
+    def _problems(self) -> list[str]:
+        d = self._daemon
+        problems = [d.journal_problem, d.release.error]
+        problems += d.outputs.problems
+        problems += d.pool.problems
+        return [problem for problem in problems if problem]
+
+    def ready(self) -> tuple[bool, list[str]]:
+        """Say whether frames can be answered."""
+        d = self._daemon
+        reasons = []
+        if d.release.current is None:
+            reasons.append(d.release.error or "no model is loaded yet")
+        if not d.pool.living:
+            reasons.append("no accelerator works")
+        return not reasons, reasons
+
+    def stats(self) -> Json:
+        """Return this node's counts since its start, and latencies of the last minute."""
+        d = self._daemon
+        count = d.counters.get
+        p50_ms, p95_ms = d.agents.latencies.quantiles(time.monotonic(), 0.5, 0.95)
+        return {
+            "frames": count("frames"),
+            "answered": count("answered"),
+            "met": count("answered", met="yes"),
+            "missed": count("answered", met="no"),
+            "shed": count("shed"),
+            "lost": count("lost"),
+            "forwarded": count("forwarded"),
+            "received": count("received"),
+            "hits": count("rung") - count("rung", rung="full"),
+            "p50_ms": p50_ms,
+            "p95_ms": p95_ms,
+            "loop_lag_ms": round(d.loop_lag_s * 1e3, 2),
+            "gossip": dict(d.gossip.counters),
+            "journal": dict(d.journal.counters),
+            "peer_auth": dict(d.verifier.counters),
+        }
+
+    def metrics_text(self) -> str:
+        """Return the metrics in Prometheus' text format."""
+        d = self._daemon
+        p50_ms, p95_ms = d.agents.latencies.quantiles(time.monotonic(), 0.5, 0.95)
+        families = d.counters.families("edge_node_", HELPS)
+        families.append(
+            Family(
+                "edge_node_latency_milliseconds",
+                "gauge",
+                "Capture to answer over the last minute.",
+                [
+                    ({"quantile": quantile}, value)
+                    for quantile, value in (("0.5", p50_ms), ("0.95", p95_ms))
+                    if value is not None
+                ],
+            )
+        )
+        families.append(
+            Family(
+                "edge_node_gossip_events_total",
+                "counter",
+                "Datagrams, bytes and drops of the gossip protocol, by kind.",
+                [({"kind": kind}, value) for kind, value in sorted(d.gossip.counters.items())],
+            )
+        )
+        families.append(
+            Family(
+                "edge_node_peer_requests_total",
+                "counter",
+                "Requests of other nodes, accepted or refused, by outcome.",
+                [({"outcome": name}, n) for name, n in sorted(d.verifier.counters.items())],
+            )
+        )
+        gauges = {
+            "loop_lag_seconds": (d.loop_lag_s, "How late the event loop last ran."),
+            "members": (
+                sum(m.state in ("self", "alive") for m in d.gossip.members()),
+                "Nodes believed alive, this one included.",
+            ),
+            "agents_hosted": (len(d.agents.hosted), "Agents that run here."),
+            "degraded": (len(self._problems()), "Problems that need an operator."),
+        }
+        families += [
+            Family(f"edge_node_{name}", "gauge", text, [({}, value)])
+            for name, (value, text) in gauges.items()
+        ]
+        return render(families)
+
+    def load(self) -> Json:
+        """Return what peers need to know to place frames here (volatile key ``load``)."""
+        d = self._daemon
+        living = d.pool.living
+        service_ms: dict[str, float] = {}
+        for worker in living:
+            for digest, value in worker.service_ms.items():
+                short = digest[:SHORT]
+                service_ms[short] = round(min(value, service_ms.get(short, value)), 1)
+        current = d.release.current
+        return {
+            "backlog_ms": round(min((w.backlog_ms for w in living), default=0.0), 1),
+            "service_ms": service_ms,
+            "queue": sum(worker.queue_length for worker in living),
+            "running": current.digest[:SHORT] if current else "",
+            "frames": d.counters.get("frames"),
+            "answered": d.counters.get("answered"),
+            "met": d.counters.get("answered", met="yes"),
+        }
+
+    # The fleet
+
+    @staticmethod
+    def note_load(view: FleetView, member: MemberView, load: Json, now: Instant) -> None:
+        """Take a peer's load into the view; a malformed one counts for nothing."""
+        service_ms = load.get("service_ms")
+        backlog_ms = load.get("backlog_ms")
+        if isinstance(service_ms, dict) and isinstance(backlog_ms, int | float):
+            known = {k: float(v) for k, v in service_ms.items() if isinstance(v, int | float)}
+            network_ms = (member.rtt_s or 0.0) * 1e3
+            view.heard_load(member.node_id, float(backlog_ms), known, network_ms, now.mono_s)
+
+    def capacities(self, living: frozenset[bytes]) -> dict[bytes, float]:
+        """Return full passes per second of the living nodes that take agents over."""
+        found = {}
+        for node, key, record in self._daemon.store.owners("node"):
+            if key == "node" and node in living and isinstance(record, dict):
+                capacity = record.get("capacity")
+                if record.get("takeover") and isinstance(capacity, int | float):
+                    found[node] = float(capacity)
+        return found
+
+    def peers(self) -> list[Json]:
+        """List the members that this node knows, itself first."""
+        d, now_s = self._daemon, time.monotonic()
+        return [
+            {
+                "id": member.node_id,
+                "name": d.name_of(member.node_id),
+                "address": f"{member.address[0]}:{member.address[1]}",
+                "state": member.state,
+                "incarnation": member.incarnation,
+                "rtt_ms": None if member.rtt_s is None else round(member.rtt_s * 1e3, 2),
+                "since_s": round(now_s - member.since_mono_s, 1),
+                "load": self.load()
+                if member.state == "self"
+                else d.gossip.volatile(member.node_id, "load"),
+            }
+            for member in sorted(
+                d.gossip.members(), key=lambda m: (m.state != "self", d.name_of(m.node_id))
+            )
+        ]
+
+    def agents(self) -> list[Json]:
+        """List the fleet's agents; counts only of those that run here."""
+        d = self._daemon
+        return [self._agent(spec) for _, spec in sorted(d.hosts.specs().items())]
+
+    def _agent(self, spec: AgentSpec) -> Json:
+        d = self._daemon
+        hosted = d.agents.hosted.get(spec.name)
+        host = d.hosts.host_of(spec)
+        alive = host == d.identity.node_id or d.address_of(host) is not None
+        latest = d.agents.latest.get(spec.name) if hosted else None
+        return {
+            "agent": spec.name,
+            "home": d.name_of(spec.home),
+            "host": d.name_of(host),
+            "here": hosted is not None,
+            "source": without_password(spec.source),
+            "tier": spec.tier,
+            "fps": spec.fps,
+            "deadline_ms": spec.deadline_ms,
+            "state": hosted.state if hosted else ("remote" if alive else "orphaned"),
+            "reason": hosted.reason if hosted else ("" if alive else "its host is down"),
+            "variant": latest["variant"] if latest else None,
+            "digest": latest["digest"] if latest else None,
+            **self._counts(hosted),
+            "boxes": len(latest["boxes"]) if latest else None,
+            "last_ms": latest["captured_ms"] if latest else None,
+        }
+
+    @staticmethod
+    def _counts(hosted: HostedAgent | None) -> Json:
+        names = ("frames", "answered", "met", "shed", "lost", "forwarded", "hits")
+        counts: Json = {name: getattr(hosted, name) if hosted else None for name in names}
+        counts["missed"] = hosted.answered - hosted.met if hosted else None
+        quantiles = (
+            hosted.latencies.quantiles(time.monotonic(), 0.5, 0.95) if hosted else (None, None)
+        )
+        counts["p50_ms"], counts["p95_ms"] = quantiles
+        return counts
+
+    def tiers(self) -> list[Json]:
+        """List every agent's tier and where it comes from."""
+        d = self._daemon
+        rows = []
+        for name, spec in sorted(d.hosts.specs().items()):
+            hosted = d.agents.hosted.get(name)
+            ended = hosted.answered + hosted.shed + hosted.lost if hosted else 0
+            rows.append(
+                {
+                    "agent": name,
+                    "tier": spec.tier,
+                    "declared": spec.tier,
+                    "reason": "declared criticality",
+                    "deadline_ms": spec.deadline_ms,
+                    "met_ratio": round(hosted.met / ended, 4) if hosted and ended else None,
+                }
+            )
+        return rows
+
+    def models(self) -> list[Json]:
+        """List the models: what is desired, and what each living node says that it runs."""
+        d = self._daemon
+        entry = d.release.describe(d.store.fleet(d.release.key, clock.now()))
+        running = {}
+        for member in d.gossip.members():
+            if member.state == "self":
+                running[d.name_of(member.node_id)] = self.load()["running"]
+            elif member.state in ("alive", "suspect"):
+                load = d.gossip.volatile(member.node_id, "load")
+                if isinstance(load, dict):
+                    running[d.name_of(member.node_id)] = load.get("running")
+        return [{**entry, "running": running}]
+
+    # The replica
+
+    def state(self, prefix: str) -> Json:
+        """Read the replica where keys begin with ``prefix``."""
+        d = self._daemon
+        owner: dict[str, Json] = {}
+        for node, key, value in d.store.owners(prefix):
+            owner.setdefault(d.name_of(node), {})[key] = _shown(value)
+        return {
+            "hash": d.store.fingerprint(),
+            "owner": owner,
+            "fleet": dict(d.store.fleet_items(prefix, clock.now())),
+            "sets": {key: d.store.elements(key) for key in d.store.set_keys(prefix)},
+        }
+
+    def state_hash(self) -> Json:
+        """Return the replica's fingerprint: equal ones mean equal replicas."""
+        d = self._daemon
+        return {
+            "hash": d.store.fingerprint(),
+            "origins": len(d.store.knowledge()),
+            "complete": d.store.complete,
+        }
+
+    def change(self, change: Change) -> Json:
+        """Describe one change of the replica, with the value as it is now."""
+        store = self._daemon.store
+        value: object
+        if change.kind == "owner":
+            value = _shown(store.owner(change.origin, change.key))
+        elif change.kind == "fleet":
+            value = store.fleet(change.key, clock.now())
+        else:
+            value = store.elements(change.key)
+        return {
+            "kind": change.kind,
+            "key": change.key,
+            "origin": self._daemon.name_of(change.origin),
+            "value": value,
+        }
+
+    def latest(self) -> dict[str, Json]:
+        """Return the newest result of each agent that ran here, by agent."""
+        return dict(self._daemon.agents.latest)
+
+    def subscribe_changes(self) -> AsyncIterator[Json]:
+        """Follow changes of the replica."""
+        return self._daemon.changes.subscribe()
+
+    def subscribe_detections(self) -> AsyncIterator[Json]:
+        """Follow results as they come."""
+        return self._daemon.detections.subscribe()
+
+    # Requests that change or run something
+
+    async def set_model(self, name: str, variant: str) -> Json:
+        """Make ``variant`` the fleet's release of ``name``, after it loaded here.
+
+        Raises:
+            KeyError: there is no such model or variant.
+            ModelError: it does not load here; the release is unchanged.
+            JournalFull: the change could not be made durable yet; it waits for the disk.
+        """
+        d = self._daemon
+        if name != d.release.manifest.name:
+            raise KeyError(f"no model {name}; there is: {d.release.manifest.name}")
+        if variant not in d.release.manifest.variants:
+            known = ", ".join(sorted(d.release.manifest.variants))
+            raise KeyError(f"{name} has no variant {variant}; it has: {known}")
+        file = d.release.file(variant)
+        await d.release.load(file)
+        value: Value = {"variant": variant, "version": file.version, "digest": file.digest}
+        d.store.set_fleet(d.release.key, value, clock.now())
+        d.commit()
+        deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
+        while d.store.fleet(d.release.key, clock.now()) != value:
+            if time.monotonic() > deadline_s:
+                raise JournalFull(d.journal_problem or "the change is not durable yet")
+            await asyncio.sleep(0.01)
+        return self.models()[0]
+
+    async def peer_infer(self, sender: bytes, request: Mapping[str, Any]) -> Json:
+        """Run one frame of a peer's camera on the least loaded worker.
+
+        Raises:
+            Shed: it would not be in time, or this node does not run that model.
+        """
+        d = self._daemon
+        digest = request["digest"]
+        worker = d.pool.least_loaded(digest)
+        if worker is None:
+            raise Shed("model not loaded")
+        deadline_s = time.monotonic() + request["budget_ms"] / 1e3
+        try:
+            inference = await worker.infer_image(
+                request["agent"], request["image"], digest, deadline_s, request["tier"]
+            )
+        except ModelError as error:
+            raise Shed("model failed") from error
+        d.counters.add("received", sender=d.name_of(sender))
+        return {
+            "boxes": inference.boxes,
+            "digest": inference.digest,
+            "variant": inference.variant,
+            "rung": inference.rung,
+            "service_ms": inference.service_ms,
+            "wait_ms": inference.wait_ms,
+            "backlog_ms": inference.backlog_ms,
+        }
+
+    async def peer_cache(self, agent: str, digest: str) -> bytes | None:
+        """Export the reuse state of ``agent``, None if no worker holds it."""
+        for worker in self._daemon.pool.living:
+            if entry := await worker.export_cache(agent, digest):
+                return entry
+        return None
+
+
+def _shown(value: object) -> object:
+    """Hide the password that a camera's address may hold."""
+    if isinstance(value, dict) and isinstance(value.get("source"), str):
+        return {**value, "source": without_password(value["source"])}
+    return value
