@@ -1,0 +1,141 @@
+"""An origin's log: its live batches, and what is known of it.
+
+Owns: `Batch`, and for one origin the batches held, the newest header and the log's digest.
+Never: looks into entries, checks signatures.
+Invariant: every batch held is named live by the newest header held, so the log depends only on
+which batches arrived, not on their order (an honest origin never revives what it dropped); equal
+digests mean the same bytes.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import blake2b
+
+from crdt.causal import NodeId
+from crdt.entries import Entry
+
+MAX_ENTRIES = 16
+MAX_BATCH_BYTES = 1000
+MAX_LIVE = 64
+MAX_EPOCH = 2**63 - 1
+MAX_SEQUENCE = 2**32 - 1
+SIGNATURE_BYTES = 64
+_DIGEST_MOD = 1 << 128
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+class MergeStatus(Enum):
+    """Say what became of a batch that was offered."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    UNKNOWN_KEY = "unknown key"
+    BAD_SIGNATURE = "bad signature"
+    FORKED = "forked"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Hold a decoded batch: `raw` is the signed bytes verbatim, `live` ascending ranges."""
+
+    origin: NodeId
+    epoch: int
+    sequence: int
+    live: Ranges
+    entries: tuple[Entry, ...]
+    raw: bytes
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Return (epoch, sequence), by which an origin's batches are ordered."""
+        return self.epoch, self.sequence
+
+
+class OriginLog:
+    """Keep the live batches of one origin."""
+
+    __slots__ = ("_wanted", "batches", "digest", "epoch", "evidence", "live", "sequence")
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.sequence = 0
+        self.live: Ranges = ()
+        self.batches: dict[int, Batch] = {}
+        self.digest = 0  # sum over the batches held of the hash of their bytes, mod 2^128
+        self.evidence: tuple[bytes, ...] = ()  # two batches that prove a fork
+        self._wanted: frozenset[int] = frozenset()
+
+    @property
+    def complete(self) -> bool:
+        """Say whether every batch that the newest header names live is held."""
+        return len(self.batches) == len(self._wanted)
+
+    def judge(self, batch: Batch) -> MergeStatus:
+        """Say what `add` would do with a batch, were its signature right. O(1)."""
+        if self.evidence:
+            return MergeStatus.FORKED
+        if batch.epoch != self.epoch:
+            return MergeStatus.NEW if batch.epoch > self.epoch else MergeStatus.STALE
+        held = self.batches.get(batch.sequence)
+        if held is not None:
+            return MergeStatus.DUPLICATE if held.raw == batch.raw else MergeStatus.FORKED
+        if batch.sequence > self.sequence or batch.sequence in self._wanted:
+            return MergeStatus.NEW
+        return MergeStatus.STALE
+
+    def add(self, batch: Batch) -> list[Batch]:
+        """Take in a batch judged NEW; return the batches it drops. O(live batches)."""
+        dropped: list[Batch] = []
+        if batch.version > (self.epoch, self.sequence):
+            wanted = frozenset(sequences(batch.live))
+            if batch.epoch > self.epoch:
+                dropped = list(self.batches.values())
+            elif batch.live != self.live:
+                dropped = [held for n, held in self.batches.items() if n not in wanted]
+            self.epoch, self.sequence, self.live = batch.epoch, batch.sequence, batch.live
+            self._wanted = wanted
+            for held in dropped:
+                del self.batches[held.sequence]
+        self.batches[batch.sequence] = batch
+        change = digest(batch.raw) - sum(digest(held.raw) for held in dropped)
+        self.digest = (self.digest + change) % _DIGEST_MOD
+        return dropped
+
+    def quarantine(self, batch: Batch) -> list[Batch]:
+        """Drop everything but the proof that the origin signed one number twice.
+
+        All replicas that know of the fork then agree, whichever two batches told them.
+        """
+        dropped = list(self.batches.values())
+        self.evidence = (self.batches[batch.sequence].raw, batch.raw)
+        self.batches = {}
+        self._wanted = frozenset()
+        # Newer than anything the origin can sign, so that repair spreads the proof.
+        self.epoch, self.sequence, self.live = MAX_EPOCH, MAX_SEQUENCE, ()
+        self.digest = digest(b"forked" + batch.origin)
+        return dropped
+
+
+def digest(raw: bytes) -> int:
+    """Return 128 bits of BLAKE2b of some bytes. O(size)."""
+    return int.from_bytes(blake2b(raw, digest_size=16).digest(), "big")
+
+
+def sequences(live: Ranges) -> Iterator[int]:
+    """Yield the numbers in ascending ranges. O(numbers)."""
+    for first, last in live:
+        yield from range(first, last + 1)
+
+
+def ranges(numbers: Iterable[int]) -> Ranges:
+    """Return ascending numbers as ranges. O(numbers)."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return tuple(found)

@@ -1,0 +1,186 @@
+"""The writer of a node's own log: what to put into the next batches, and what to drop.
+
+Owns: the plan of the own log, which runs ahead of the durable one until the host has stored it.
+Never: shows anything to readers, keeps a sequence number that was ever used.
+Invariant: every current entry is in a live batch; after a commit at most 64 batches live. A
+batch is dropped once nothing in it is current, or once all its survivors are in newer batches;
+only a commit's last batch drops, so no entry is ever out of the log in between.
+
+An origin may hold 640 sixteenths of a batch, so that repacking everything always fits 64 batches
+with a quarter to spare; that keeps the amortised cost of re-emission near two entries a write.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from crdt.causal import Dot, NodeId
+from crdt.codec import (
+    MAX_LIVE_BYTES,
+    ROOM_BYTES,
+    decode_batch,
+    encode_batch,
+    encode_entry,
+    encode_live,
+)
+from crdt.entries import AddEntry, Entry, Identity, identity
+from crdt.log import MAX_ENTRIES, MAX_LIVE, Batch, OriginLog, Ranges, ranges, sequences
+
+CAPACITY = 640
+_SETTLED_LIVE = 48
+_COUNTER_BYTES = 8  # what a fresh add may grow by when it gets its dot
+
+
+class Writer:
+    """Plan the own log."""
+
+    def __init__(self, origin: NodeId, epoch: int, sign: Callable[[bytes], bytes]) -> None:
+        self.epoch = epoch
+        self.log = OriginLog()
+        self.current: dict[Identity, Entry] = {}
+        self._origin = origin
+        self._sign = sign
+        self._home: dict[Identity, int] = {}  # the sequence of the batch of a current entry
+        self._weights: dict[Identity, int] = {}
+        self._adopted: set[int] = set()
+
+    @property
+    def load(self) -> int:
+        """Return the weight of all current entries. O(entries)."""
+        return sum(self._weights.values())
+
+    def restore(self, batch: Batch, *, adopt: bool = False) -> None:
+        """Take in an own batch from the journal, or (`adopt`) one that only peers still had.
+
+        Adopted batches are not in the journal: the next commit re-emits what they hold.
+        """
+        if batch.epoch > self.log.epoch:
+            self._adopted.clear()
+        self.log.add(batch)
+        self.epoch = max(self.epoch, batch.epoch)
+        if adopt:
+            self._adopted.add(batch.sequence)
+        self._adopted &= self.log.batches.keys()
+        self.current, self._home, self._weights = {}, {}, {}
+        for sequence in sorted(self.log.batches):
+            for entry in self.log.batches[sequence].entries:
+                self._set_current(identity(entry), entry, sequence)
+
+    def release(self, about: Identity) -> None:
+        """Forget an entry that has no effect any more; its batch goes when it holds no other."""
+        del self.current[about], self._home[about], self._weights[about]
+
+    def commit(self, staged: Mapping[Identity, Entry | None]) -> list[Batch]:
+        """Return signed batches that carry the staged entries; None takes an entry back.
+
+        Empty if nothing is staged and nothing can be dropped. O(entries held).
+        """
+        doomed = self._doomed(staged)
+        idle = self.log.batches.keys() - set(self._home.values()) - {self.log.sequence}
+        if not staged and not doomed and not idle:
+            return []
+        for about, entry in staged.items():
+            if entry is None and about in self.current:
+                self.release(about)
+        limit = MAX_LIVE
+        while True:
+            queue = {about: entry for about, entry in staged.items() if entry is not None}
+            keep: Counter[int] = Counter()
+            for about, sequence in self._home.items():
+                if sequence in doomed:
+                    queue.setdefault(about, self.current[about])
+                elif about not in queue:
+                    keep[sequence] += self._weights[about]
+            bins = _pack(queue)
+            excess = len(keep) + len(bins) - limit
+            first = self._next_sequence
+            live = ranges([*sorted(keep), *range(first, first + len(bins))])
+            if not keep or (excess <= 0 and len(encode_live(live)) <= MAX_LIVE_BYTES):
+                break
+            # Make room for a good while: rewriting a little at every commit costs more in all.
+            limit = _SETTLED_LIVE
+            emptiest = sorted(keep, key=lambda sequence: (keep[sequence], sequence))
+            doomed.update(emptiest[: max(1, excess)])
+        old = list(sequences(self.log.live)) if self.log.epoch == self.epoch else []
+        batches: list[Batch] = []
+        for index, packed in enumerate(bins):
+            last = index == len(bins) - 1
+            new = range(first, first + index + 1)
+            batches.append(self._emit(ranges([*(sorted(keep) if last else old), *new]), packed))
+        self._adopted.clear()
+        return batches
+
+    @property
+    def _next_sequence(self) -> int:
+        return self.log.sequence + 1 if self.log.epoch == self.epoch else 1
+
+    def _doomed(self, staged: Mapping[Identity, Entry | None]) -> set[int]:
+        """Return the batches that must go: re-emission takes what they hold out of the log."""
+        if self.log.epoch < self.epoch:
+            return set(self.log.batches)
+        taken_back = {about for about, entry in staged.items() if entry is None}
+        doomed = set(self._adopted)
+        if taken_back:
+            for sequence, batch in self.log.batches.items():
+                # Superseded copies count: they would come to light again.
+                if not taken_back.isdisjoint(map(identity, batch.entries)):
+                    doomed.add(sequence)
+        return doomed
+
+    def _emit(self, live: Ranges, packed: Mapping[Identity, Entry]) -> Batch:
+        sequence = live[-1][1]
+        numbered = {
+            about: self._numbered(entry, MAX_ENTRIES * sequence + index)
+            for index, (about, entry) in enumerate(packed.items())
+        }
+        encoded = [encode_entry(entry) for entry in numbered.values()]
+        raw = encode_batch(self._origin, self.epoch, sequence, live, encoded, self._sign)
+        batch = decode_batch(raw)
+        self.log.add(batch)
+        for about, entry in numbered.items():
+            self._set_current(about, entry, sequence)
+        return batch
+
+    def _numbered(self, entry: Entry, counter: int) -> Entry:
+        """Give a fresh add its dot. Made of the sequence, it is never used twice either."""
+        if isinstance(entry, AddEntry) and entry.dot.counter == 0:
+            return entry._replace(dot=Dot(self._origin, self.epoch, counter))
+        return entry
+
+    def _set_current(self, about: Identity, entry: Entry, sequence: int) -> None:
+        self.current[about] = entry
+        self._home[about] = sequence
+        self._weights[about] = weight(entry)
+
+
+def weight(entry: Entry | None) -> int:
+    """Return how many sixteenths of a batch an entry counts for, what it wastes included."""
+    if entry is None:
+        return 0
+    return -(-MAX_ENTRIES // min(MAX_ENTRIES, ROOM_BYTES // _size_bytes(entry)))
+
+
+def _size_bytes(entry: Entry) -> int:
+    fresh = isinstance(entry, AddEntry) and entry.dot.counter == 0
+    return len(encode_entry(entry)) + (_COUNTER_BYTES if fresh else 0)
+
+
+def _pack(queue: Mapping[Identity, Entry]) -> list[dict[Identity, Entry]]:
+    """Spread entries over batches, the largest first, each into the first that has room.
+
+    Returns at least one batch, be it empty. O(entries x batches).
+    """
+    sizes = {about: _size_bytes(entry) for about, entry in queue.items()}
+    bins: list[dict[Identity, Entry]] = [{}]
+    room = [ROOM_BYTES]
+    for about in sorted(sizes, key=lambda about: -sizes[about]):
+        size = sizes[about]
+        for index, packed in enumerate(bins):
+            if len(packed) < MAX_ENTRIES and room[index] >= size:
+                break
+        else:
+            index = len(bins)
+            bins.append({})
+            room.append(ROOM_BYTES)
+        bins[index][about] = queue[about]
+        room[index] -= size
+    return bins

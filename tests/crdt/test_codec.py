@@ -1,0 +1,300 @@
+"""Batches and values as bytes: round trips, golden vectors, hostile input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crdt import (
+    AddEntry,
+    Batch,
+    DecodeError,
+    Dot,
+    Entry,
+    OwnerEntry,
+    RegisterEntry,
+    RemoveEntry,
+    decode_batch,
+    decode_value,
+    encode_value,
+)
+from crdt.codec import MAX_LIVE_BYTES, ROOM_BYTES, encode_batch, encode_entry, encode_live
+from crdt.entries import identity
+from crdt.log import MAX_BATCH_BYTES, ranges, sequences
+from tests.crdt.replicas import Replica, verify
+
+VECTORS = Path(__file__).parents[1] / "vectors" / "crdt_batches.json"
+ORIGIN, OTHER = bytes(range(16)), bytes(range(16, 32))
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=9)
+    | st.binary(max_size=9)
+)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+keys = st.text(st.characters(codec="ascii", min_codepoint=33), min_size=1, max_size=12)
+entries = st.one_of(
+    st.builds(OwnerEntry, keys, values),
+    st.builds(RegisterEntry, keys, values, st.integers(0, 2**64 - 1)),
+    st.builds(
+        AddEntry, keys, values, st.builds(Dot, st.just(ORIGIN), *[st.integers(0, 2**60)] * 2)
+    ),
+    st.builds(
+        RemoveEntry, keys, values, st.builds(Dot, st.just(OTHER), *[st.integers(0, 2**60)] * 2)
+    ),
+)
+
+
+def sign(message: bytes) -> bytes:
+    return bytes(64)
+
+
+def raw_batch(items: list[Entry], sequence: int = 9, live: Any = ((4, 4), (8, 9))) -> bytes:
+    return encode_batch(ORIGIN, 7, sequence, live, [encode_entry(e) for e in items], sign)
+
+
+def from_fields(fields: object, version: int = 1) -> bytes:
+    return bytes([version]) + ORIGIN + msgpack.packb(fields) + bytes(64)
+
+
+@given(values)
+def test_values_survive_the_round_trip(value: Any) -> None:
+    assert encode_value(decode_value(encode_value(value))) == encode_value(value)
+    assert decode_value(encode_value(value)) == value
+
+
+def test_equal_maps_have_equal_bytes() -> None:
+    assert encode_value({"b": 1, "a": {"d": 2, "c": 3}}) == encode_value(
+        {"a": {"c": 3, "d": 2}, "b": 1}
+    )
+
+
+@pytest.mark.parametrize("bad", [object(), {1: 2}, 2**64, {"a": {1, 2}}, [1j], "\ud800"])
+def test_values_that_are_not_plain_data_are_refused(bad: Any) -> None:
+    with pytest.raises(ValueError):
+        encode_value(bad)
+
+
+def test_depth_is_bounded_both_ways() -> None:
+    value: Any = 1
+    for _ in range(8):
+        value = [value]
+    assert decode_value(encode_value(value)) == value
+    with pytest.raises(ValueError, match="deep"):
+        encode_value([value])
+    for depth in (9, 700, 5000):
+        with pytest.raises(DecodeError):
+            decode_value(b"\x91" * depth + b"\x01")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        b"\x01\x01",
+        b"\xdd\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\xd4\x05\x00",
+        b"\xd6\xff\x00\x00\x00\x00",
+        b"\xa1\xff",
+        b"\x81\xc4\x01a\x01",
+        bytes(20_000),
+    ],
+)
+def test_malformed_values_are_decode_errors(data: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode_value(data)
+
+
+@given(st.lists(entries, max_size=16, unique_by=identity))
+def test_batches_survive_the_round_trip(items: list[Entry]) -> None:
+    try:
+        raw = raw_batch(items)
+    except AssertionError:
+        return  # longer than 1000 bytes
+    batch = decode_batch(raw)
+    assert batch == Batch(ORIGIN, 7, 9, ((4, 4), (8, 9)), tuple(items), raw)
+
+
+@given(st.sets(st.integers(1, 300), max_size=60), st.integers(301, 400))
+def test_live_lists_survive_the_round_trip(numbers: set[int], sequence: int) -> None:
+    live = ranges(sorted({*numbers, sequence}))
+    assert list(sequences(live)) == sorted({*numbers, sequence})
+    raw = bytes([1]) + ORIGIN + b"\x94\x01" + msgpack.packb(sequence)
+    assert decode_batch(raw + encode_live(live) + b"\x90" + bytes(64)).live == live
+
+
+GOOD: list[Any] = [7, 9, [2, 3, 1], [[0, "k", 1]]]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        None,
+        [],
+        GOOD[:3],
+        [*GOOD, 0],
+        [0, *GOOD[1:]],
+        [True, *GOOD[1:]],
+        [2**63, *GOOD[1:]],
+        [7, 0, [1], []],
+        [7, 2**32, [1], []],
+        [7, 9, [], []],
+        [7, 9, [2, 3], []],
+        [7, 9, [0], []],
+        [7, 9, [10], []],
+        [7, 9, [2, 3, 5], []],
+        [7, 900, [129], []],
+        [7, 9, [1.0], []],
+        [7, 9, "x", []],
+        [7, 9, [1], {}],
+        [7, 9, [1], [[0, f"k{n}", 1] for n in range(17)]],
+        [7, 9, [1], [[0, "k", 1], [0, "k", 2]]],
+        [7, 9, [1], [[2, "k", 1, 1, 1], [2, "k", 1, 1, 2]]],
+        [7, 9, [1], [[0, "", 1]]],
+        [7, 9, [1], [[0, "k" * 97, 1]]],
+        [7, 9, [1], [[0, "\u00e4" * 49, 1]]],
+        [7, 9, [1], [[0, b"k", 1]]],
+        [7, 9, [1], [[0, "k"]]],
+        [7, 9, [1], [[0, "k", 1, 2]]],
+        [7, 9, [1], [[-1, "k", 1]]],
+        [7, 9, [1], [[4, "k", 1, 1, 1, 1, 1]]],
+        [7, 9, [1], [[False, "k", 1]]],
+        [7, 9, [1], [[1, "k", 1, -1]]],
+        [7, 9, [1], [[1, "k", 1, None]]],
+        [7, 9, [1], [[3, "k", 1, b"short", 1, 1]]],
+        [7, 9, [1], [[0, "k", {"a": msgpack.ExtType(1, b"")}]]],
+        [7, 9, [1], [[0, "k", {b"a": 1}]]],
+    ],
+)
+def test_fields_out_of_bounds_are_decode_errors(fields: Any) -> None:
+    with pytest.raises(DecodeError):
+        decode_batch(from_fields(fields))
+
+
+def test_the_frame_is_checked() -> None:
+    assert decode_batch(from_fields(GOOD)).live == ((4, 4), (8, 9))
+    for raw in (b"", from_fields(GOOD, version=2), from_fields(GOOD)[:81], bytes(1001)):
+        with pytest.raises(DecodeError):
+            decode_batch(raw)
+
+
+def sample() -> bytes:
+    replica = Replica(1, epoch=3)
+    replica.store.set_owner("node", {"name": "n", "accelerators": [{"provider": "cpu"}]})
+    replica.store.add("cache/a", b"\x01" * 16)
+    return replica.flush()[0].raw
+
+
+def test_every_truncation_and_every_trailing_byte_is_a_decode_error() -> None:
+    raw = sample()
+    for length in range(len(raw)):
+        # A cut inside the signature shifts it into the fields, so there is no lucky length.
+        with pytest.raises(DecodeError):
+            decode_batch(raw[:length])
+    for extra in (b"\x00", b"\xc0" * 7, bytes(64)):
+        with pytest.raises(DecodeError):
+            decode_batch(raw + extra)
+
+
+def test_every_flipped_bit_is_a_decode_error_or_a_wrong_signature() -> None:
+    raw = sample()
+    key = Replica(1).key
+    for bit in range(len(raw) * 8):
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            batch = decode_batch(bytes(flipped))
+        except DecodeError:
+            continue
+        if bit % 5 == 0:  # a signature check takes a while
+            assert not verify(key, batch.raw[:-64], batch.raw[-64:])
+
+
+@given(st.binary(max_size=400))
+def test_arbitrary_bytes_give_a_batch_or_a_decode_error(data: bytes) -> None:
+    for raw in (data, b"\x01" + ORIGIN + data, b"\x01" + ORIGIN + b"\x94" + data):
+        try:
+            assert decode_batch(raw).raw == raw
+        except DecodeError:
+            pass
+
+
+@given(st.recursive(scalars, lambda inner: st.lists(inner, max_size=5), max_leaves=30))
+def test_arbitrary_fields_give_a_batch_or_a_decode_error(fields: Any) -> None:
+    for shape in (fields, [7, 9, [2, 3, 1], fields], [7, 9, [2, 3, 1], [fields]]):
+        try:
+            decode_batch(from_fields(shape))
+        except DecodeError:
+            pass
+
+
+def test_the_largest_entry_fits_beside_the_longest_live_list() -> None:
+    live = ranges([*range(2**32 - 70_000, 2**32 - 1, 4900), 2**32 - 1])
+    assert MAX_LIVE_BYTES - 4 <= len(encode_live(live)) <= MAX_LIVE_BYTES + 2
+    largest = RegisterEntry("k" * 96, b"v" * 697, 2**64 - 1)
+    assert len(encode_value(largest.value)) == 700
+    assert len(encode_entry(largest)) <= ROOM_BYTES
+    raw = encode_batch(ORIGIN, 2**63 - 1, 2**32 - 1, live, [encode_entry(largest)], sign)
+    assert len(raw) <= MAX_BATCH_BYTES
+
+
+def test_a_small_value_makes_a_small_batch() -> None:
+    entry = RegisterEntry("bench/key0", "x" * 103, 2**63)
+    raw = encode_batch(ORIGIN, 1, 1000, ((1000, 1000),), [encode_entry(entry)], sign)
+    assert len(encode_value(entry.value)) == 105
+    assert len(raw) <= 105 + 115
+
+
+VECTOR_BATCHES: dict[str, tuple[int, int, Any, list[Entry]]] = {
+    "owner": (1, 1, ((1, 1),), [OwnerEntry("node", {"api": "a:1", "name": "n"})]),
+    "register": (
+        2,
+        300,
+        ((1, 1), (290, 295), (300, 300)),
+        [RegisterEntry("host/cam", OTHER, 2**60)],
+    ),
+    "deleted": (2, 301, ((301, 301),), [RegisterEntry("host/cam", None, 2**60 + 1)]),
+    "set": (
+        2**40,
+        7,
+        ((6, 7),),
+        [
+            AddEntry("cache/cam/0123456789abcdef", ORIGIN, Dot(b"", 2**40, 112)),
+            RemoveEntry("cache/cam/0123456789abcdef", OTHER, Dot(OTHER, 1, 17)),
+        ],
+    ),
+    "full": (1, 2, ((1, 2),), [OwnerEntry(f"k{n}", n) for n in range(16)]),
+    "empty": (1, 70_000, ((1, 1), (70_000, 70_000)), []),
+}
+
+
+def test_golden_vectors() -> None:
+    replica = Replica(1)
+    golden = json.loads(VECTORS.read_text())
+    assert golden["public_key"] == replica.key.hex()
+    assert golden["batches"].keys() == VECTOR_BATCHES.keys()
+    for name, (epoch, sequence, live, items) in VECTOR_BATCHES.items():
+        items = [
+            e._replace(dot=e.dot._replace(origin=replica.id)) if isinstance(e, AddEntry) else e
+            for e in items
+        ]
+        encoded = [encode_entry(entry) for entry in items]
+        raw = encode_batch(replica.id, epoch, sequence, live, encoded, replica.private.sign)
+        assert raw.hex() == golden["batches"][name], name
+        assert decode_batch(raw) == Batch(replica.id, epoch, sequence, live, tuple(items), raw)
+        assert verify(replica.key, raw[:-64], raw[-64:])

@@ -1,0 +1,671 @@
+"""The store, one behaviour at a time."""
+
+import gc
+import random
+
+import pytest
+
+from crdt import (
+    MAX_BATCH_BYTES,
+    MAX_ENTRIES,
+    MAX_LIVE,
+    Change,
+    DecodeError,
+    HybridClock,
+    MergeStatus,
+    Store,
+)
+from crdt.codec import encode_batch, encode_entry
+from crdt.entries import OwnerEntry, RegisterEntry
+from crdt.log import sequences
+from tests.crdt.replicas import NOW, Replica, exchange, later, reads, trio, verify
+
+HOUR_S = 3600.0
+
+
+def forge(
+    replica: Replica, sequence: int, *entries: OwnerEntry | RegisterEntry, epoch: int = 1
+) -> bytes:
+    """A rightly signed batch that the replica's own store knows nothing of."""
+    encoded = [encode_entry(entry) for entry in entries]
+    live = ((sequence, sequence),)
+    return encode_batch(replica.id, epoch, sequence, live, encoded, replica.private.sign)
+
+
+def fill(replica: Replica, size: int) -> int:
+    """Stage owner records until the log is full; return how many there was room for."""
+    keys = (f"{count:03}" for count in range(5000))
+    with pytest.raises(ValueError, match="log is full"):
+        all(replica.store.set_owner(key, bytes(size)) is None for key in keys)
+    return int(next(keys)) - 1
+
+
+# ------------------------------------------------------------------------ writes
+
+
+def test_writes_show_only_once_durable() -> None:
+    a = Replica(1)
+    empty = a.store.fingerprint()
+    a.store.set_owner("node", {"name": "a"})
+    a.store.set_fleet("release/person", {"variant": "small"}, NOW)
+    a.store.add("cache/cam", a.id)
+    [batch] = a.store.commit(NOW)
+    assert reads(a.store) == {"owners": [], "fleet": [], "sets": {}}
+    assert a.store.fingerprint() == empty
+    changes = a.store.persisted(batch, NOW)
+    assert set(changes) == {
+        Change("owner", "node", a.id),
+        Change("fleet", "release/person", a.id),
+        Change("set", "cache/cam", a.id),
+    }
+    assert a.store.owner(a.id, "node") == {"name": "a"}
+    assert a.store.fleet("release/person", NOW) == {"variant": "small"}
+    assert a.store.elements("cache/cam") == [a.id]
+    assert a.store.fingerprint() != empty
+    assert a.store.persisted(batch, NOW) == ()
+
+
+def test_a_commit_coalesces_per_key() -> None:
+    a = Replica(1)
+    for n in range(500):
+        a.store.set_owner("node", n)
+        a.store.set_fleet("fleet", n, NOW)
+        a.store.add("set", "x")
+    [batch] = a.flush()
+    assert len(batch.entries) == 3
+    assert a.store.owner(a.id, "node") == 499
+    assert a.store.commit(NOW) == []
+
+
+def test_an_unchanged_owner_record_is_not_written_again() -> None:
+    a = Replica(1)
+    a.store.set_owner("node", {"x": True})
+    a.flush()
+    a.store.set_owner("node", {"x": 2})
+    a.store.set_owner("node", {"x": True})
+    assert a.store.commit(NOW) == []
+    a.store.set_owner("node", {"x": 1})  # equal in Python, not in what it says
+    a.flush()
+    assert a.store.owner(a.id, "node") == {"x": 1}
+    assert type(a.store.owner(a.id, "node")["x"]) is int  # type: ignore[index,call-overload]
+
+
+def test_large_commits_are_cut_into_batches() -> None:
+    a, b, _ = trio()
+    for n in range(200):
+        a.store.set_owner(f"k{n}", "v" * (n % 90))
+    batches = a.flush()
+    assert all(len(batch.raw) <= MAX_BATCH_BYTES for batch in batches)
+    assert all(len(batch.entries) <= MAX_ENTRIES for batch in batches)
+    b.take(batches)
+    assert reads(b.store) == reads(a.store)
+    assert len(a.store.owners()) == 200
+
+
+def test_too_large_values_travel_by_reference() -> None:
+    a = Replica(1)
+    a.store.set_owner("k", b"v" * 697)
+    for write in (
+        lambda: a.store.set_owner("k", b"v" * 698),
+        lambda: a.store.set_owner("k", "v" * 100_000),
+        lambda: a.store.set_fleet("k", b"v" * 698, NOW),
+        lambda: a.store.add("k", b"v" * 255),
+    ):
+        with pytest.raises(ValueError, match="by reference"):
+            write()
+    for key in ("", "k" * 97, "\u00e4" * 49):
+        with pytest.raises(ValueError, match="key"):
+            a.store.set_owner(key, 1)
+    assert len(a.flush()) == 1
+
+
+def test_values_are_copies() -> None:
+    a = Replica(1)
+    value: dict[str, list[int]] = {"list": [1]}
+    a.store.set_owner("k", value)  # type: ignore[arg-type]
+    value["list"].append(2)
+    a.flush()
+    a.store.owner(a.id, "k")["list"].append(3)  # type: ignore[index,union-attr,call-overload]
+    assert a.store.owner(a.id, "k") == {"list": [1]}
+
+
+def test_a_deleted_owner_record_leaves_nothing_behind() -> None:
+    a, b, _ = trio()
+    for value in (1, 2):  # the first value stays live beside "other", and must not come back
+        a.store.set_owner("gone", value)
+        a.store.set_owner(f"other{value}", value)
+        b.take(a.flush())
+    a.store.delete_owner("gone")
+    a.store.delete_owner("never was")
+    b.take(a.flush())
+    for store in (a.store, b.store):
+        assert store.owners() == [(a.id, "other1", 1), (a.id, "other2", 2)]
+    assert not any(b"gone" in raw for raw in a.live())
+    a.store.delete_owner("other1")
+    a.store.delete_owner("other2")
+    b.take(a.flush())
+    assert b.store.owners() == []
+    assert len(b.store.live_batches(a.id)) == 1
+
+
+def test_deleting_a_register_beats_older_values_of_others() -> None:
+    a, b, _ = trio()
+    a.store.set_fleet("k", 1, NOW)
+    b.take(a.flush())
+    b.store.set_fleet("k", None, NOW)
+    a.take(b.flush())
+    assert a.store.fleet("k", NOW) is None
+    assert a.store.fleet_items("", NOW) == []
+    entry = a.store.fleet_entry("k", NOW)
+    assert entry is not None
+    assert entry[0] is None
+    assert entry[2] == b.id
+
+
+def test_reads_by_prefix_are_sorted() -> None:
+    a, b, _ = trio()
+    for replica in (b, a):
+        for key in ("host/2", "host/1", "release/x"):
+            replica.store.set_owner(key, key)
+            replica.store.set_fleet(key, key, NOW)
+            replica.store.add(key, key)
+        replica.flush()
+    exchange([a, b])
+    owners = a.store.owners("host/")
+    assert [row[:2] for row in owners] == sorted(
+        (r.id, f"host/{n}") for r in (a, b) for n in (1, 2)
+    )
+    assert a.store.fleet_items("host/", NOW) == [("host/1", "host/1"), ("host/2", "host/2")]
+    assert a.store.set_keys("host/") == ["host/1", "host/2"]
+
+
+def test_a_full_log_refuses_more_but_takes_smaller_and_less() -> None:
+    a = Replica(1)
+    kept = fill(a, 60)
+    a.flush()
+    assert len(a.store.owners()) == kept
+    assert 200 < kept < 640
+    a.store.set_owner("000", 1)
+    a.store.delete_owner("001")
+    a.flush()
+    assert a.store.owner(a.id, "000") == 1
+    assert len(a.store.owners()) == kept - 1
+
+
+# -------------------------------------------------------------------------- sets
+
+
+def test_a_remove_takes_what_it_has_seen_and_a_concurrent_add_wins() -> None:
+    a, b, c = trio()
+    a.store.add("s", "x")
+    exchange([a, b, c] if a.flush() else [])
+    b.store.remove("s", "x")
+    a.store.add("s", "x")  # concurrent
+    b.flush(), a.flush()
+    exchange([a, b, c])
+    assert [r.store.elements("s") for r in (a, b, c)] == [["x"]] * 3
+    c.store.remove("s", "x")
+    c.flush()
+    exchange([a, b, c])
+    assert [r.store.elements("s") for r in (a, b, c)] == [[]] * 3
+    assert [r.store.set_keys() for r in (a, b, c)] == [[]] * 3
+
+
+def test_removing_what_was_staged_or_is_absent_writes_nothing() -> None:
+    a = Replica(1)
+    a.store.add("s", "x")
+    a.store.remove("s", "x")
+    a.store.remove("s", "y")
+    assert a.store.commit(NOW) == []
+
+
+def test_adding_back_within_one_commit() -> None:
+    a, b, _ = trio()
+    a.store.add("s", "x")
+    b.take(a.flush())
+    b.store.remove("s", "x")
+    b.store.add("s", "x")
+    a.take(b.flush())
+    assert a.store.elements("s") == b.store.elements("s") == ["x"]
+
+
+def test_removed_adds_and_their_removes_leave_the_logs() -> None:
+    a, b, c = replicas = trio()
+    for n in range(40):
+        a.store.add("s", n)
+    a.flush()
+    exchange(replicas)
+    for n in range(40):
+        b.store.remove("s", n)
+    b.flush()
+    exchange(replicas)
+    assert a.store.elements("s") == []
+    for replica in (a, b, a, b):  # the adds go, then the removes
+        replica.flush()
+        exchange(replicas)
+    assert [len(batch) for batch in (a.live(), b.live())] == [1, 1]
+    assert a.store.commit(NOW) == b.store.commit(NOW) == []
+    assert c.store.elements("s") == []
+    assert len({r.store.fingerprint() for r in replicas}) == 1
+
+
+def test_a_remove_stays_while_the_adds_log_has_gaps() -> None:
+    a, b, _ = trio()
+    a.store.add("s", "x")
+    a.store.set_owner("gone", 1)
+    b.take(a.flush())
+    b.store.remove("s", "x")
+    b.flush()
+    a.store.delete_owner("gone")  # re-emits the add: `a` has not heard of the remove
+    a.flush()
+    a.store.set_owner("k", 1)
+    b.take(a.flush())  # of the two batches only the later, which tells that the first is dropped
+    assert not b.store.complete
+    b.store.set_owner("other", 1)
+    b.flush()
+    b.take(a.live())
+    assert b.store.complete
+    assert b.store.elements("s") == []
+
+
+# ------------------------------------------------------------------------- merge
+
+
+def test_merge_statuses() -> None:
+    a, b = Replica(1), Replica(2)
+    for n in (1, 2):
+        a.store.set_owner("k", n)
+        a.flush()
+    first, second = a.journal
+    [unknown] = b.take([second])
+    assert (unknown.status, unknown.changes) == (MergeStatus.UNKNOWN_KEY, ())
+    assert b.store.learn_key(a.key) == a.id
+    assert b.store.key_of(a.id) == a.key
+    assert b.store.key_of(bytes(16)) is None
+    empty = b.store.fingerprint()
+    [bad] = b.take([second[:-1] + bytes([second[-1] ^ 1])])
+    assert bad.status is MergeStatus.BAD_SIGNATURE
+    with pytest.raises(DecodeError):
+        b.take([second[:-70]])
+    assert b.store.fingerprint() == empty
+    assert b.store.knowledge() == {}
+    new, duplicate, stale = b.take([second, second, first])
+    assert new.status is MergeStatus.NEW
+    assert new.batch is not None
+    assert new.changes == (Change("owner", "k", a.id),)
+    assert (duplicate.status, duplicate.changes) == (MergeStatus.DUPLICATE, ())
+    assert (stale.status, stale.changes) == (MergeStatus.STALE, ())
+    assert b.store.owner(a.id, "k") == 2
+    assert b.store.knowledge() == a.store.knowledge()
+    assert b.store.fingerprint() == a.store.fingerprint()
+    assert b.store.live_batches(a.id) == [second]
+    assert b.store.live_batches(a.id, after=(1, 1)) == [second]
+    assert b.store.live_batches(a.id, after=(1, 2)) == []
+    assert b.store.live_batches(bytes(16)) == []
+
+
+def test_gaps_show_in_the_fingerprint_and_are_filled() -> None:
+    a, b, _ = trio()
+    for n in range(5):
+        a.store.set_owner(f"k{n}", n)
+        a.flush()
+    b.take([a.journal[4], a.journal[1]])
+    assert not b.store.complete
+    assert b.store.fingerprint() != a.store.fingerprint()
+    assert b.store.knowledge()[a.id][:2] == a.store.knowledge()[a.id][:2]
+    b.take(a.live())
+    assert b.store.complete
+    assert b.store.fingerprint() == a.store.fingerprint()
+
+
+def test_a_fork_quarantines_its_author_everywhere() -> None:
+    a, b, c = trio()
+    left, right = (forge(a, 1, OwnerEntry("k", value)) for value in ("left", "right"))
+    b.take([left]), c.take([right])
+    assert b.store.fingerprint() != c.store.fingerprint()
+    [merge] = b.take([right])
+    assert merge.status is MergeStatus.FORKED
+    assert merge.changes == (Change("owner", "k", a.id),)
+    c.take(b.store.live_batches(a.id))  # the proof spreads by repair
+    for store in (b.store, c.store):
+        assert store.owners() == []
+        assert (
+            store.merge(forge(a, 5, OwnerEntry("k", 1), epoch=9), NOW).status is MergeStatus.FORKED
+        )
+        assert store.owners() == []
+    assert b.store.fingerprint() == c.store.fingerprint()
+    assert b.store.knowledge() == c.store.knowledge()
+    [unsigned] = trio()[2].take([left[:-1] + b"\0"])
+    assert unsigned.status is MergeStatus.BAD_SIGNATURE
+
+
+def test_a_copy_of_a_node_cannot_silence_it() -> None:
+    a = Replica(1)
+    a.store.set_owner("k", "mine")
+    a.flush()
+    [merge] = a.take([forge(a, 1, OwnerEntry("k", "theirs"))])
+    assert (merge.status, merge.changes) == (MergeStatus.FORKED, ())
+    assert a.store.owner(a.id, "k") == "mine"
+    a.store.set_owner("k", "pending")
+    [batch] = a.store.commit(NOW)
+    assert [m.status for m in a.take([forge(a, 2), forge(a, 7)])] == [MergeStatus.STALE] * 2
+    a.store.persisted(batch, NOW)
+    assert a.store.owner(a.id, "k") == "pending"
+
+
+def test_a_forged_branch_without_a_signature_does_not_quarantine() -> None:
+    a, b, _ = trio()
+    left, right = (forge(a, 1, OwnerEntry("k", value)) for value in ("left", "right"))
+    tampered = right[:-1] + bytes([right[-1] ^ 1])
+    assert [m.status for m in b.take([left, tampered])] == [
+        MergeStatus.NEW,
+        MergeStatus.BAD_SIGNATURE,
+    ]
+    assert b.store.owner(a.id, "k") == "left"
+
+
+def test_re_emission_is_no_change() -> None:
+    a, b, _ = trio()
+    a.store.set_owner("gone", 1)
+    a.store.set_owner("k", {"v": 1})
+    a.store.set_fleet("f", 1, NOW)
+    a.store.add("s", 1)
+    b.take(a.flush())
+    a.store.delete_owner("gone")
+    changes = [change for merge in b.take(a.flush()) for change in merge.changes]
+    assert changes == [Change("owner", "gone", a.id)]
+
+
+# ------------------------------------------------------------------------ clocks
+
+
+def test_a_clock_set_back_an_hour_freezes_no_key() -> None:
+    a, b, _ = trio()
+    a.store.set_fleet("k", "before", NOW)
+    b.take(a.flush())
+    back = NOW._replace(mono_s=NOW.mono_s + 1, wall_ms=NOW.wall_ms - 3_600_000)
+    a.store.set_fleet("k", "after", back)
+    b.take(a.flush(back), later(1))
+    assert a.store.fleet("k", back) == b.store.fleet("k", later(1)) == "after"
+    b.store.set_fleet("k", "theirs", later(600))
+    a.take(b.flush(later(600)), later(599, back))
+    assert a.store.fleet("k", later(599, back)) == "theirs"
+    a.store.set_fleet("k", "again", later(600, back))
+    b.take(a.flush(later(600, back)), later(601))
+    assert b.store.fleet("k", later(601)) == "again"
+
+
+def test_a_clock_set_back_between_two_runs_freezes_no_key() -> None:
+    a, b, _ = trio()
+    a.store.set_fleet("k", "before", NOW)
+    a.store.set_owner("keeps the batch alive", 1)
+    b.take(a.flush())
+    back = NOW._replace(mono_s=1.0, wall_ms=NOW.wall_ms - 3_600_000)
+    for high_water in (a.store.clock.high_water, 0):  # even with the mark lost
+        fresh = Replica(1, high_water=high_water)
+        for raw in a.journal:
+            fresh.store.restore(raw, back)
+        fresh.store.set_fleet("k", "after", back)
+        fresh.flush(back)
+        assert fresh.store.fleet("k", back) == "after"
+        c = Replica(3)
+        c.meet([fresh])
+        c.take(fresh.live())
+        assert c.store.fleet("k", later(1)) == "after"
+
+
+def test_registers_from_the_future_wait_hidden() -> None:
+    a, b, _ = trio()
+    a.store.set_fleet("k", "now", NOW)
+    b.take(a.flush())
+    c = trio()[2]
+    c.store.set_fleet("k", "future", later(HOUR_S))
+    c.flush(later(HOUR_S))
+    before = b.store.fingerprint()
+    [merge] = b.take(c.live())
+    assert (merge.status, merge.changes, b.store.hidden) == (MergeStatus.NEW, (), 1)
+    assert b.store.fingerprint() != before
+    assert b.store.fleet("k", NOW) == "now"
+    assert b.store.fleet_items("", NOW) == [("k", "now")]
+    b.store.set_fleet("k", "newer", later(1))  # and nobody is kept from writing meanwhile
+    b.flush(later(1))
+    assert b.store.fleet("k", later(1)) == "newer"
+    assert b.store.mature(later(HOUR_S - 6)) == ()
+    assert b.store.mature(later(HOUR_S - 5)) == (Change("fleet", "k", c.id),)
+    assert b.store.hidden == 0
+    assert b.store.fleet("k", later(HOUR_S)) == "future"
+
+
+def test_a_hidden_register_that_is_dropped_is_counted_no_more() -> None:
+    b, c = trio()[1:]
+    for seconds in (HOUR_S, HOUR_S + 1):
+        c.store.set_fleet("k", seconds, later(seconds))
+        b.take(c.flush(later(seconds)))
+        assert b.store.hidden == 1
+    assert b.store.mature(later(2 * HOUR_S)) == (Change("fleet", "k", c.id),)
+
+
+def test_owner_records_are_immune_to_clocks() -> None:
+    a, b, _ = trio()
+    for seconds in (0, 10 * HOUR_S, -HOUR_S, -300 * HOUR_S):
+        a.store.set_owner("k", seconds)
+        b.take(a.flush(later(seconds)))
+        assert b.store.owner(a.id, "k") == seconds
+
+
+def test_a_write_beats_what_its_writer_could_read() -> None:
+    a, b, _ = trio()
+    ahead = later(4)
+    a.store.set_fleet("k", "theirs", ahead)
+    b.take(a.flush(ahead))
+    b.store.set_fleet("k", "mine", NOW)
+    a.take(b.flush())
+    assert a.store.fleet("k", ahead) == b.store.fleet("k", NOW) == "mine"
+
+
+# ---------------------------------------------------------------------- restarts
+
+
+def test_a_restart_restores_the_same_state_and_goes_on_counting() -> None:
+    a, b, _ = trio()
+    for n in range(100):
+        a.store.set_owner(f"k{n % 30}", n)
+        a.store.add("s", n % 7)
+        a.store.remove("s", n % 5)
+        b.take(a.flush())
+    fresh = a.restarted()
+    assert reads(fresh.store) == reads(a.store)
+    assert fresh.store.fingerprint() == a.store.fingerprint()
+    assert fresh.store.commit(NOW) == []
+    for replica in (a, fresh):  # both continue in the same way
+        replica.store.set_owner("k1", "next")
+        replica.store.remove("s", 6)
+    assert [batch.version for batch in fresh.flush()] == [batch.version for batch in a.flush()]
+    statuses = {merge.status for merge in b.take(fresh.live())}
+    assert statuses <= {MergeStatus.NEW, MergeStatus.DUPLICATE}
+    assert b.store.fingerprint() == fresh.store.fingerprint()
+
+
+def test_the_live_part_of_a_journal_is_enough() -> None:
+    a = Replica(1)
+    for n in range(100):
+        a.store.set_owner(f"k{n % 3}", n)
+        a.store.set_fleet("f", n, NOW)
+        a.flush()
+    a.journal = a.live()
+    assert len(a.journal) <= 4
+    assert reads(a.restarted().store) == reads(a.store)
+
+
+def test_a_batch_that_never_became_durable_is_forgotten() -> None:
+    a, b, _ = trio()
+    a.store.set_owner("k", "durable")
+    b.take(a.flush())
+    a.store.set_owner("k", "lost")
+    [lost] = a.store.commit(NOW)
+    fresh = a.restarted()
+    fresh.store.set_owner("k", "new")
+    [new] = fresh.flush()
+    assert new.version == lost.version  # never sent, so never reused
+    assert [merge.status for merge in b.take([new])] == [MergeStatus.NEW]
+
+
+def test_commits_may_overtake_the_journal() -> None:
+    a, b, _ = trio()
+    waiting = []
+    for n in range(5):
+        a.store.set_owner("k", n)
+        a.store.set_owner(f"k{n}", n)
+        waiting += a.store.commit(NOW)
+    assert [batch.sequence for batch in waiting] == [1, 2, 3, 4, 5]
+    for batch in waiting:
+        a.store.persisted(batch, NOW)
+        b.take([batch])
+        assert a.store.fingerprint() == b.store.fingerprint()
+    assert a.store.owner(a.id, "k") == 4
+    assert a.store.complete
+
+
+def test_a_lost_journal_and_a_new_epoch_replace_the_old_log() -> None:
+    a, b, c = trio()
+    for n in range(40):
+        a.store.set_owner(f"old{n}", n)
+        a.store.add("s", n)
+        b.take(a.flush())
+    reborn = Replica(1, epoch=2)
+    reborn.meet([b, c])
+    assert {merge.status for merge in reborn.take(b.store.live_batches(a.id))} == {
+        MergeStatus.STALE
+    }
+    reborn.store.set_owner("new", 1)
+    reborn.store.add("s", "new")
+    [merge] = b.take(reborn.flush())
+    assert merge.status is MergeStatus.NEW
+    assert len(merge.changes) == 42
+    assert reads(b.store) == reads(reborn.store)
+    assert b.store.fingerprint() == reborn.store.fingerprint()
+    assert {merge.status for merge in b.take(a.live())} == {MergeStatus.STALE}
+
+
+def test_a_kept_journal_is_carried_into_a_new_epoch() -> None:
+    a, b, _ = trio()
+    for n in range(40):
+        a.store.set_owner(f"k{n}", n)
+        a.store.set_fleet(f"f{n}", n, NOW)
+        a.store.add("s", n)
+        b.take(a.flush())
+    state = reads(a.store)
+    fresh = a.restarted(epoch=2)
+    assert reads(fresh.store) == state
+    b.take(fresh.flush())
+    assert fresh.live()
+    for store in (fresh.store, b.store):
+        assert reads(store) == state
+        assert store.knowledge()[a.id][0] == 2
+        assert store.complete
+    assert b.store.fingerprint() == fresh.store.fingerprint()
+
+
+def test_an_older_journal_is_completed_by_peers() -> None:
+    a, b, _ = trio()
+    for n in range(6):
+        a.store.set_owner(f"k{n}", n)
+        b.take(a.flush())
+    a.journal = a.journal[:3]
+    fresh = a.restarted()
+    fresh.meet([b])
+    fresh.take(b.store.live_batches(a.id))
+    assert fresh.store.fingerprint() == b.store.fingerprint()
+    fresh.store.set_owner("next", 1)
+    statuses = [merge.status for merge in b.take(fresh.flush())]
+    assert set(statuses) == {MergeStatus.NEW}
+    assert reads(b.store) == reads(fresh.store)
+    # What came back from peers was written anew: the journal alone is enough again.
+    assert reads(fresh.restarted().store) == reads(fresh.store)
+
+
+def test_a_foreign_or_damaged_journal_is_refused() -> None:
+    a, b, _ = trio()
+    a.store.set_owner("k", 1)
+    [batch] = a.flush()
+    for raw in (batch.raw[:-1] + bytes([batch.raw[-1] ^ 1]), batch.raw[:50]):
+        with pytest.raises(DecodeError):
+            Replica(1).store.restore(raw, NOW)
+    with pytest.raises(DecodeError, match="this node"):
+        b.store.restore(batch.raw, NOW)
+    with pytest.raises(ValueError, match="epoch 2"):
+        Replica(1).store.restore(forge(a, 1, epoch=2), NOW)
+    with pytest.raises(ValueError, match="public key"):
+        Store(
+            b.id, epoch=1, sign=a.private.sign, verify=verify, public_key=a.key, clock=HybridClock()
+        )
+
+
+# ------------------------------------------------------------------------ bounds
+
+
+def test_ten_thousand_random_writes_stay_within_bounds_and_lose_nothing() -> None:
+    a, b, _ = replicas = trio()
+    rng = random.Random(7)
+    owners: dict[str, object] = {}
+    fleet: dict[str, object] = {}
+    members: set[int] = set()
+    carried, marks = 0, []
+    for step in range(10_000):
+        key, action = f"k{rng.randrange(120)}", rng.randrange(6)
+        if action < 2:
+            owners[key] = rng.randbytes(rng.randrange(60))
+            a.store.set_owner(key, owners[key])  # type: ignore[arg-type]
+        elif action == 2:
+            owners.pop(key, None)
+            a.store.delete_owner(key)
+        elif action == 3:
+            fleet[key] = step
+            a.store.set_fleet(key, step, NOW)
+        else:
+            element, writer = rng.randrange(60), rng.choice((a, a, b))
+            (members.add if action == 4 else members.discard)(element)
+            (writer.store.add if action == 4 else writer.store.remove)("s", element)
+        # Exchanged at once, so that every remove has seen every add.
+        for writer, reader in ((a, b), (b, a)):
+            batches = writer.flush()
+            writer.journal.clear()
+            carried += sum(len(batch.entries) for batch in batches)
+            reader.take(batches)
+            assert all(sum(1 for _ in sequences(batch.live)) <= 2 * MAX_LIVE for batch in batches)
+            assert len(writer.live()) <= MAX_LIVE
+        if step % 1000 == 999:
+            for replica in replicas[:2]:
+                replica.changes.clear()
+            gc.collect()
+            marks.append(len(gc.get_objects()))
+    for store in (a.store, b.store):
+        assert {key: value for _, key, value in store.owners()} == owners
+        assert dict(store.fleet_items("", NOW)) == fleet
+        assert sorted(store.elements("s")) == sorted(members)  # type: ignore[type-var]
+        assert store.complete
+    assert a.store.fingerprint() == b.store.fingerprint()
+    assert carried < 80_000  # re-emission costs a few entries a write
+    assert max(marks[5:]) < max(marks[:5]) + 3000  # objects, of which 5,000 writes make far more
+    c = Replica(3)
+    c.meet([a, b])
+    exchange([a, b, c])
+    assert reads(c.store) == reads(a.store)
+
+
+@pytest.mark.parametrize("size", [1, 30, 120, 390, 420, 690])
+def test_the_bound_holds_at_capacity_for_every_size_of_value(size: int) -> None:
+    a, b, _ = trio()
+    rng = random.Random(size)
+    count = fill(a, size)
+    most = 0
+    for _ in range(150):
+        for _ in range(rng.choice((1, 1, 3, 40))):
+            a.store.set_owner(f"{rng.randrange(count):03}", rng.randbytes(size))
+        batches = a.flush()
+        assert len(a.live()) <= MAX_LIVE
+        most = max(most, *(sum(1 for _ in sequences(batch.live)) for batch in batches))
+        b.take(batches)
+    assert most <= 2 * MAX_LIVE
+    assert len(b.store.owners()) == count
+    assert reads(a.store) == reads(b.store)
