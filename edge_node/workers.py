@@ -1,0 +1,369 @@
+"""The daemon's side of the worker processes: one supervised handle per accelerator.
+
+Owns the supervision (heartbeat, kill, respawn with backoff, reloading) and the requests to a
+worker; imports neither numpy nor ONNX Runtime nor PyAV, and no pixel passes through here but as
+JPEG. Invariant: what `load`, `open_camera` and `use` established survives the death of the
+process: the next one is told all of it before `WorkerReady`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from edge_node.worker_link import LinkEnded, WorkerLink
+from models.accelerators import AcceleratorSpec
+from models.wire import (
+    CacheHolding,
+    CameraSpec,
+    CameraState,
+    FrameReady,
+    Inference,
+    Message,
+    ModelError,
+    ModelFile,
+    Shed,
+    WorkerDied,
+    WorkerEvent,
+    WorkerReady,
+    fields,
+)
+
+__all__ = [
+    "CacheHolding",
+    "CameraSpec",
+    "CameraState",
+    "FrameReady",
+    "Inference",
+    "ModelError",
+    "ModelFile",
+    "Shed",
+    "WorkerDied",
+    "WorkerEvent",
+    "WorkerHandle",
+    "WorkerReady",
+]
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 30.0
+HEALTHY_AFTER_S = 30.0  # a worker that lived this long is respawned without delay
+LOAD_LIMIT_S = 180.0
+LEAVE_LIMIT_S = 2.0
+
+
+class WorkerHandle:
+    """Run one accelerator's worker process and ask it for answers.
+
+    Callbacks are called from the event loop, in order. `python` is the interpreter that runs
+    the worker: an accelerator whose wheels live in an environment of their own has its own.
+    """
+
+    def __init__(
+        self,
+        spec: AcceleratorSpec,
+        *,
+        on_frame: Callable[[FrameReady], None],
+        on_event: Callable[[WorkerEvent], None],
+        python: str = sys.executable,
+        heartbeat_s: float = 1.0,
+        hang_s: float = 6.0,
+    ) -> None:
+        self.spec = spec
+        self._on_frame = on_frame
+        self._on_event = on_event
+        self._python = python
+        self._heartbeat_s = heartbeat_s
+        self._hang_s = hang_s
+        self._models: dict[str, ModelFile] = {}
+        self._cameras: dict[str, tuple[CameraSpec, str]] = {}
+        self._next_frame: dict[str, int] = {}
+        self._cost_s: dict[str, float] = {}
+        self._held: set[tuple[str, str]] = set()
+        self._link: WorkerLink | None = None  # only while it serves
+        self._up = asyncio.Event()
+        self._draining = False
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Return the process id of the serving worker."""
+        return self._link.process.pid if self._link else None
+
+    @property
+    def alive(self) -> bool:
+        """Return whether a worker serves."""
+        return self._link is not None
+
+    @property
+    def backlog_ms(self) -> float:
+        """Return the predicted wait of a new task, pacing included; no round trip."""
+        return self._link.backlog_s * 1000 if self._link else 0.0
+
+    @property
+    def queue_length(self) -> int:
+        """Return how many tasks wait in the worker."""
+        return self._link.queue_length if self._link else 0
+
+    @property
+    def service_ms(self) -> dict[str, float]:
+        """Return the moving average of a full pass per loaded digest, pacing included."""
+        return {digest: cost_s * 1000 for digest, cost_s in self._cost_s.items()}
+
+    @property
+    def vitals(self) -> Message:
+        """Return the worker's own counters at the last heartbeat: shed, cache, cache_bytes."""
+        return self._link.vitals if self._link else {}
+
+    async def start(self) -> None:
+        """Start supervision; return when the worker serves or its first start failed.
+
+        A failed start is reported as `WorkerDied` and retried like any other death.
+        """
+        first = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise(first))
+        await first
+
+    async def stop(self, drain_s: float) -> None:
+        """Shed new work, wait up to `drain_s` for work under way, end the worker."""
+        self._draining = True
+        if self._link is not None:
+            await self._link.drained(drain_s)
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait([self._supervisor])
+            self._supervisor = None
+
+    async def load(self, model: ModelFile) -> None:
+        """Load and warm a model; afterwards it is usable by its digest.
+
+        Raises ModelError, and what was loaded before stays in use: damaged or unsuitable file,
+        or a model that kills or hangs the worker (it is not loaded again then).
+        """
+        if model.digest in self._models and model.digest in self._cost_s:
+            return
+        try:
+            await asyncio.wait_for(self._up.wait(), LOAD_LIMIT_S)
+            link = self._serving()
+            await asyncio.wait_for(self._load_into(link, model), LOAD_LIMIT_S)
+        except TimeoutError:
+            if self._link is not None:
+                self._link.kill(f"hung while loading {model.name}/{model.variant}")
+            raise ModelError(
+                f"model {model.name}/{model.variant} was not loaded on {self.spec.name} within "
+                f"{LOAD_LIMIT_S:g} s"
+            ) from None
+        except Shed as shed:
+            raise ModelError(
+                f"model {model.name}/{model.variant} was not loaded on {self.spec.name}: "
+                f"{shed.reason} meanwhile"
+            ) from None
+        self._models[model.digest] = model
+
+    async def unload(self, digest: str) -> None:
+        """Forget a model and the cache entries made with it; unknown digests are no error."""
+        self._models.pop(digest, None)
+        self._cost_s.pop(digest, None)
+        await self._if_alive("unload", digest=digest)
+
+    async def open_camera(self, spec: CameraSpec, digest: str) -> None:
+        """Open a camera (anew, if the agent has one) and answer it with a loaded model.
+
+        An empty digest opens it without a model. Raises ModelError when the model is not loaded;
+        nothing changed then. A source that cannot be opened is an event, never an exception.
+        """
+        self._check_loaded(digest)
+        before = self._cameras.get(spec.agent)
+        self._cameras[spec.agent] = (spec, digest)
+        try:
+            await self._if_alive(
+                "open",
+                camera=fields(spec),
+                digest=digest,
+                first_frame=self._next_frame.get(spec.agent, 0),
+            )
+        except ModelError:
+            if before is None:
+                self._cameras.pop(spec.agent, None)
+            else:
+                self._cameras[spec.agent] = before
+            raise
+
+    async def use(self, agent: str, digest: str) -> None:
+        """Answer a camera with another loaded model from its next frame on.
+
+        Raises ModelError when it is not loaded or does not fit the camera; the old one stays.
+        """
+        if agent not in self._cameras:
+            raise ModelError(f"agent {agent} has no camera on {self.spec.name}")
+        self._check_loaded(digest)
+        await self._if_alive("use", agent=agent, digest=digest)
+        if agent in self._cameras:
+            self._cameras[agent] = (self._cameras[agent][0], digest)
+
+    async def close_camera(self, agent: str) -> None:
+        """Close a camera; unknown agents are no error."""
+        self._cameras.pop(agent, None)
+        await self._if_alive("close", agent=agent)
+
+    async def infer_frame(
+        self, agent: str, frame: int, digest: str, deadline_s: float, tier: int
+    ) -> Inference:
+        """Return the answer for a kept frame, due at `deadline_s` (CLOCK_MONOTONIC).
+
+        Raises Shed with the reason when it is not done, ModelError when the model fails.
+        """
+        return await self._infer(
+            "infer", agent=agent, frame=frame, digest=digest, deadline_s=deadline_s, tier=tier
+        )
+
+    async def infer_image(
+        self, agent: str, jpeg: bytes, digest: str, deadline_s: float, tier: int
+    ) -> Inference:
+        """Return the answer for an encoded image of an agent's camera elsewhere.
+
+        Raises Shed with the reason when it is not done, ModelError when the model fails or the
+        image cannot be decoded.
+        """
+        return await self._infer(
+            "image", agent=agent, image=jpeg, digest=digest, deadline_s=deadline_s, tier=tier
+        )
+
+    async def encode_frame(self, agent: str, frame: int, long_side: int) -> bytes:
+        """Return a kept frame as JPEG, at most `long_side` pixels long. Raises Shed."""
+        data: bytes = await self._serving().request(
+            "encode", agent=agent, frame=frame, long_side=long_side
+        )
+        return data
+
+    async def export_cache(self, agent: str, digest: str) -> bytes | None:
+        """Return the valid cache entry of (agent, digest) for another node, if there is one."""
+        data: bytes | None = await self._if_alive("export", agent=agent, digest=digest)
+        return data
+
+    async def import_cache(self, agent: str, digest: str, data: bytes) -> bool:
+        """Take over another node's entry; False if it is damaged, stale or does not belong.
+
+        Raises ModelError when the digest is not loaded.
+        """
+        return bool(await self._if_alive("import", agent=agent, digest=digest, data=data))
+
+    def drop_frame(self, agent: str, frame: int) -> None:
+        """Let go of a kept frame."""
+        if self._link is not None:
+            self._link.post("drop", agent=agent, frame=frame)
+
+    async def _infer(self, op: str, **message: Any) -> Inference:
+        if self._draining:
+            raise Shed("draining")
+        digest = message["digest"]
+        value = await self._serving().request(op, cost_s=self._cost_s.get(digest, 0.0), **message)
+        cost_s = value.pop("cost_s")
+        if digest in self._cost_s and cost_s:
+            self._cost_s[digest] = cost_s
+        return Inference(**value)
+
+    def _serving(self) -> WorkerLink:
+        if self._link is None:
+            raise Shed("draining" if self._draining else "worker died")
+        return self._link
+
+    async def _if_alive(self, op: str, **message: Any) -> Any:
+        """Ask a living worker; a dead one's successor learns of it by `_restore`."""
+        try:
+            return await self._serving().request(op, **message)
+        except Shed as shed:
+            if shed.reason in ("worker died", "draining"):
+                return None
+            raise
+
+    def _check_loaded(self, digest: str) -> None:
+        if digest and digest not in self._models:
+            raise ModelError(f"no model with digest {digest[:16]} is loaded on {self.spec.name}")
+
+    async def _supervise(self, first: asyncio.Future[None]) -> None:
+        loop = asyncio.get_running_loop()
+        pause_s, link = FIRST_PAUSE_S, None
+        try:
+            while True:
+                started_s = loop.time()
+                try:
+                    link = await WorkerLink.spawn(self.spec, self._python, self._event)
+                    watching = asyncio.create_task(link.watch(self._heartbeat_s, self._hang_s))
+                    await self._restore(link)
+                    self._link = link
+                    self._up.set()
+                    self._tell(WorkerReady())
+                    if not first.done():
+                        first.set_result(None)
+                    reason = await watching
+                except LinkEnded as ended:
+                    reason = str(ended)
+                except Shed:
+                    reason = await watching
+                self._mourn(reason)
+                if not first.done():
+                    first.set_result(None)
+                if loop.time() - started_s > HEALTHY_AFTER_S:
+                    pause_s = FIRST_PAUSE_S
+                await asyncio.sleep(pause_s)
+                pause_s = min(LAST_PAUSE_S, pause_s * 2)
+        finally:
+            self._link = None
+            self._up.clear()
+            if not first.done():
+                first.cancel()
+            if link is not None:
+                await link.close(LEAVE_LIMIT_S)
+
+    async def _restore(self, link: WorkerLink) -> None:
+        """Tell a new process everything its predecessor knew. Raises Shed when it dies."""
+        for model in list(self._models.values()):
+            try:
+                await self._load_into(link, model)
+            except ModelError as error:
+                log.error("worker %s: a model is lost: %s", self.spec.name, error)
+                del self._models[model.digest]
+                self._cost_s.pop(model.digest, None)
+        for agent, (spec, digest) in list(self._cameras.items()):
+            await link.request(
+                "open",
+                camera=fields(spec),
+                digest=digest if digest in self._models else "",
+                first_frame=self._next_frame.get(agent, 0),
+            )
+
+    async def _load_into(self, link: WorkerLink, model: ModelFile) -> None:
+        value = await link.request("load", model=fields(model))
+        self._cost_s[model.digest] = value["cost_s"]
+
+    def _mourn(self, reason: str) -> None:
+        """Take back what depended on the dead process."""
+        self._link = None
+        self._up.clear()
+        for agent, digest in sorted(self._held):
+            self._tell(CacheHolding(agent, digest, False))
+        self._held.clear()
+        self._tell(WorkerDied(reason))
+
+    def _tell(self, event: WorkerEvent) -> None:
+        # Through the loop, so that a fault in a callback is logged and not taken for ours.
+        asyncio.get_running_loop().call_soon(self._on_event, event)
+
+    def _event(self, message: Message) -> None:
+        kind = message.pop("event")
+        message.pop("load")
+        if kind == "frame":
+            frame = FrameReady(**message)
+            self._next_frame[frame.agent] = frame.frame + 1
+            asyncio.get_running_loop().call_soon(self._on_frame, frame)
+        elif kind == "camera":
+            self._tell(CameraState(**message))
+        else:
+            holding = CacheHolding(**message)
+            key = (holding.agent, holding.digest)
+            (self._held.add if holding.held else self._held.discard)(key)
+            self._tell(holding)

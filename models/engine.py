@@ -1,0 +1,261 @@
+"""The one inference thread of an accelerator: queue, ladder, session, pacing, prediction.
+
+Owns the loaded sessions, the deadline queue, the output cache and the estimates of service
+time; never touches sockets or cameras. Invariants: one model runs at a time; every submitted
+job is answered exactly once, with an `Inference`, a `Shed` or a `ModelError`; with `share` < 1
+the thread starts its next pass no earlier than (time used) / share after the last one started.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from models.accelerators import AcceleratorSpec
+from models.cache import Entry, OutputCache, View
+from models.images import Pixels, Scaler
+from models.queue import DeadlineQueue, Task
+from models.sessions import Session, open_warm
+from models.wire import Inference, ModelError, ModelFile, Rung, Shed
+
+EMA_WEIGHT = 0.2
+# An estimate that sheds work shrinks a little, so that it cannot shed for ever unmeasured.
+SHED_DECAY = 0.9
+EXPIRY_PERIOD_S = 5.0
+
+Answer = Inference | Shed | ModelError
+
+
+@dataclass(eq=False)
+class Job:
+    """Describe one frame to be answered; `view` is None until its canvas has been made."""
+
+    agent: str
+    digest: str
+    pixels: Pixels
+    view: View | None
+    arrived_s: float
+    reply: Callable[[Answer], None]
+
+
+@dataclass
+class Estimate:
+    """Hold the moving averages of one model: time to the answer, and to the next start."""
+
+    run_s: float
+    cost_s: float
+
+    def learn(self, run_s: float, cost_s: float) -> None:
+        self.run_s += EMA_WEIGHT * (run_s - self.run_s)
+        self.cost_s += EMA_WEIGHT * (cost_s - self.cost_s)
+
+
+class Engine:
+    """Answer jobs in order of their deadlines. Call `start` once; all methods are thread-safe."""
+
+    def __init__(
+        self,
+        spec: AcceleratorSpec,
+        *,
+        on_cache_change: Callable[[str, str, bool], None],
+        on_load_change: Callable[[], None],
+    ) -> None:
+        self.spec = spec
+        self.cache = OutputCache(on_change=on_cache_change)
+        self._on_load_change = on_load_change
+        self._queue: DeadlineQueue[Job] = DeadlineQueue(spec.queue)
+        self._wake = threading.Condition()
+        self._sessions: dict[str, Session] = {}
+        self._estimates: dict[str, Estimate] = {}
+        self._running_since_s = 0.0  # 0 = idle
+        self._busy_until_s = 0.0  # predicted while running, known while pausing
+        self._stopping = False
+        self._scaler = Scaler()
+
+    def start(self) -> None:
+        """Start the inference thread."""
+        threading.Thread(target=self._run, name="inference", daemon=True).start()
+
+    def stop(self) -> None:
+        """Shed what waits ("draining") and let the thread end after its current pass."""
+        with self._wake:
+            self._stopping = True
+            waiting = self._queue.remove(lambda task: True)
+            self._wake.notify_all()
+        for task in waiting:
+            task.payload.reply(Shed("draining"))
+
+    def load(self, model: ModelFile) -> float:
+        """Open and warm a model in the calling thread; return its predicted cost in seconds.
+
+        Raises ModelError; what was loaded before stays in use then.
+        """
+        session = open_warm(model, self.spec)
+        cost_s = max(session.warm_s, session.warm_s / self.spec.share)
+        with self._wake:
+            self._sessions[model.digest] = session
+            self._estimates.setdefault(model.digest, Estimate(session.warm_s, cost_s))
+            return self._estimates[model.digest].cost_s
+
+    def unload(self, digest: str) -> None:
+        """Forget a model, its cache entries and its estimate; unknown digests are no error."""
+        with self._wake:
+            self._sessions.pop(digest, None)
+            self._estimates.pop(digest, None)
+        self.cache.forget(digest=digest)
+
+    def session(self, digest: str) -> Session:
+        """Return a loaded session; raises ModelError when there is none."""
+        found = self._sessions.get(digest)
+        if found is None:
+            raise ModelError(f"no model with digest {digest[:16]} is loaded on {self.spec.name}")
+        return found
+
+    def loaded(self, digest: str) -> bool:
+        """Return whether a model is loaded."""
+        return digest in self._sessions
+
+    def view(self, agent: str, digest: str, pixels: Pixels, scaler: Scaler) -> View:
+        """Return a frame's canvas as the ladder sees it. Raises ModelError if it does not fit."""
+        return self.cache.observe(agent, self.session(digest).canvas(pixels, scaler))
+
+    def submit(self, job: Job, deadline_s: float, tier: int) -> None:
+        """Queue a job, or answer it with the reason why not. O(queue)."""
+        with self._wake:
+            losers = self._push(job, deadline_s, tier)
+            self._wake.notify()
+        for loser, why in losers:
+            loser.reply(why)
+        if not any(loser is job for loser, _ in losers):
+            self._on_load_change()
+
+    def _push(self, job: Job, deadline_s: float, tier: int) -> list[tuple[Job, Answer]]:
+        """Queue a job; return who goes unserved, and why: others, or the job itself."""
+        estimate = self._estimates.get(job.digest)
+        if self._stopping:
+            return [(job, Shed("draining"))]
+        if estimate is None:
+            return [(job, ModelError(f"no model with digest {job.digest[:16]} is loaded"))]
+        task = Task(
+            job.agent, deadline_s, tier, estimate.run_s, estimate.cost_s, job.arrived_s, job
+        )
+        try:
+            victims = self._queue.push(task, time.monotonic())
+        except Shed as shed:
+            return [(job, shed)]
+        return [(victim.payload, Shed("queue full")) for victim in victims]
+
+    def answer(self, job: Job, entry: Entry, rung: Rung, started_s: float) -> None:
+        """Answer a job from the cache."""
+        self.cache.stats[rung] += 1
+        self._reply(job, entry.boxes, rung, started_s)
+
+    def figures(self) -> tuple[float, int]:
+        """Return (predicted wait of a new task in seconds, queue length). O(queue)."""
+        with self._wake:
+            rest_s = max(0.0, self._busy_until_s - time.monotonic())
+            return rest_s + self._queue.waiting_s(), len(self._queue)
+
+    def cost_s(self, digest: str) -> float:
+        """Return the moving average of a full pass's cost, pacing included; 0 if unknown."""
+        estimate = self._estimates.get(digest)
+        return estimate.cost_s if estimate else 0.0
+
+    def running_s(self) -> float:
+        """Return for how long the current pass has been running, 0 when none is."""
+        since_s = self._running_since_s
+        return time.monotonic() - since_s if since_s else 0.0
+
+    def shed_counts(self) -> dict[str, int]:
+        """Return how many tasks were shed, by reason."""
+        return dict(self._queue.shed)
+
+    def _run(self) -> None:
+        expired_s = time.monotonic()
+        while True:
+            with self._wake:
+                if not len(self._queue) and not self._stopping:
+                    self._wake.wait(timeout=EXPIRY_PERIOD_S)
+                if self._stopping:
+                    return
+                task, late = self._queue.pop(time.monotonic())
+                for loser in late:
+                    self._doubt(loser)
+                if task is not None:
+                    self._running_since_s = time.monotonic()
+                    self._busy_until_s = self._running_since_s + task.cost_s
+            for loser in late:
+                loser.payload.reply(Shed("deadline"))
+            if task is not None:
+                self._serve(task.payload)
+            elif late:
+                self._on_load_change()
+            if time.monotonic() - expired_s >= EXPIRY_PERIOD_S:
+                # Outside the lock: it reports through the socket and asks for our figures.
+                expired_s = time.monotonic()
+                self.cache.expire(expired_s)
+
+    def _doubt(self, task: Task[Job]) -> None:
+        estimate = self._estimates.get(task.payload.digest)
+        if estimate is not None and time.monotonic() < task.deadline_s:
+            estimate.run_s *= SHED_DECAY
+
+    def _serve(self, job: Job) -> None:
+        """Run one job and then rest as long as `share` asks for."""
+        started_s, started_cpu_s = time.monotonic(), time.thread_time()
+        outcome = self._infer(job)
+        wall_s = time.monotonic() - started_s
+        # ONNX Runtime's CPU provider works in this very thread; others elsewhere.
+        cpu_s = time.thread_time() - started_cpu_s
+        used_s = cpu_s if self.spec.provider == "cpu" else wall_s
+        cost_s = max(wall_s, used_s / self.spec.share)
+        with self._wake:
+            self._running_since_s = 0.0
+            self._busy_until_s = started_s + cost_s
+            if isinstance(outcome, list) and (estimate := self._estimates.get(job.digest)):
+                estimate.learn(wall_s, cost_s)
+        if isinstance(outcome, list):
+            self._reply(job, outcome, "full", started_s)
+        elif isinstance(outcome, ModelError):
+            job.reply(outcome)
+        else:
+            self.answer(job, *outcome, started_s)
+        with self._wake:
+            while not self._stopping and (rest_s := started_s + cost_s - time.monotonic()) > 0:
+                self._wake.wait(timeout=rest_s)
+
+    def _infer(self, job: Job) -> list[list[float]] | tuple[Entry, Rung] | ModelError:
+        """Climb the ladder for one job: the boxes of a full pass, a reusable entry, or why not."""
+        try:
+            session = self.session(job.digest)
+            view = job.view or self.view(job.agent, job.digest, job.pixels, self._scaler)
+            found = self.cache.lookup(job.agent, job.digest, view, time.monotonic())
+            if found is not None:
+                return found
+            boxes = session.run(view.canvas)
+        except ModelError as error:
+            return error
+        self.cache.stats["full"] += 1
+        if self.loaded(job.digest):
+            self.cache.store(job.agent, job.digest, view, boxes, time.monotonic())
+        return boxes
+
+    def _reply(self, job: Job, boxes: list[list[float]], rung: Rung, started_s: float) -> None:
+        try:
+            variant = self.session(job.digest).model.variant
+        except ModelError as error:
+            job.reply(error)
+            return
+        job.reply(
+            Inference(
+                boxes,
+                job.digest,
+                variant,
+                rung,
+                service_ms=(time.monotonic() - started_s) * 1000,
+                wait_ms=max(0.0, started_s - job.arrived_s) * 1000,
+                backlog_ms=self.figures()[0] * 1000,
+            )
+        )

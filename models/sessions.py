@@ -1,0 +1,208 @@
+"""One loaded model on one accelerator: opened, checked, warmed, run.
+
+Owns ONNX Runtime sessions and the check that a file is what its release says and fits its
+input; never decides when to run. Invariant: a `Session` that exists has run once on its
+accelerator and gave finite output of the promised shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from models.accelerators import PROVIDERS, AcceleratorSpec
+from models.images import Canvas, Pixels, Scaler, canvas, fitted
+from models.tasks import Floats, cell_count, decode_detections, preprocess
+from models.wire import Box, ModelError, ModelFile
+
+LOG_ERRORS_ONLY = 3
+
+
+def open_session(
+    data: bytes, spec: AcceleratorSpec, *, strict: bool = False
+) -> onnxruntime.InferenceSession:
+    """Open an ONNX model on an accelerator with one thread.
+
+    With `strict`, nodes that the provider cannot run are an error instead of falling to the CPU.
+    Raises ModelError; ONNX Runtime's silent change to another provider is one too.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = LOG_ERRORS_ONLY
+    # Layer fusion that the provider wants to do itself must not be done for it beforehand.
+    if spec.provider == "openvino":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if strict and spec.provider != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    wanted = PROVIDERS[spec.provider]
+    try:
+        session = onnxruntime.InferenceSession(
+            data, options, providers=[(wanted, _provider_options(spec))]
+        )
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises its own unexported classes
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(f"ONNX Runtime ({wanted}) refuses it: {text}") from None
+    if wanted not in session.get_providers():
+        raise ModelError(
+            f"{wanted} is not usable: ONNX Runtime fell back to {session.get_providers()[0]}; "
+            f"install edge-node[{spec.provider}] and its driver"
+        )
+    return session
+
+
+def _provider_options(spec: AcceleratorSpec) -> dict[str, str]:
+    if spec.provider == "cuda":
+        return {"device_id": spec.device or "0"}
+    if spec.provider == "openvino":
+        return {"device_type": spec.device or "CPU", "num_of_threads": "1"}
+    return {}
+
+
+class Session:
+    """Run one model file on one accelerator. Not for concurrent use."""
+
+    def __init__(self, model: ModelFile, accelerator: AcceleratorSpec) -> None:
+        """Read, verify, open and warm a model.
+
+        Raises ModelError that names the file, what is wrong and what to do.
+        """
+        self.model = model
+        shape = model.spec["input"]
+        self.long_side: int = shape["long_side"]
+        self.multiple: int = shape["multiple"]
+        self.pad_value: int = shape["pad_value"]
+        self.strides: tuple[int, ...] = tuple(model.spec["strides"])
+        self._session = open_named(model, accelerator)
+        self._input = self._check_input(shape["name"])
+        fixed = self._session.get_inputs()[0].shape[2:]
+        self.fixed: tuple[int | None, int | None] = (
+            fixed[0] if isinstance(fixed[0], int) else None,
+            fixed[1] if isinstance(fixed[1], int) else None,
+        )
+        self.warm_s = self._warm()
+
+    def check_fits(self, width: int, height: int) -> tuple[int, int]:
+        """Return the canvas (height, width) for frames of a size.
+
+        Raises ModelError when the model's input is fixed at something smaller.
+        """
+        width, height = fitted(width, height, self.long_side, enlarge=True)
+        need = [-(-side // self.multiple) * self.multiple for side in (height, width)]
+        for index, fixed in enumerate(self.fixed):
+            if fixed is not None and need[index] > fixed:
+                raise ModelError(
+                    f"{self._label()} takes {self._size_text()} pixels (height x width), but "
+                    f"frames scaled to its long side {self.long_side} need {need[0]} x {need[1]}; "
+                    "use a model with a dynamic input or lower long_side in its manifest"
+                )
+            if fixed is not None:
+                need[index] = fixed
+        return need[0], need[1]
+
+    def canvas(self, pixels: Pixels, scaler: Scaler) -> Canvas:
+        """Return the canvas of a frame uint8[h, w, 3].
+
+        Raises ModelError when the model's input is fixed at something smaller. O(pixels).
+        """
+        size = self.check_fits(pixels.shape[1], pixels.shape[0])
+        return canvas(pixels, self.long_side, size, self.pad_value, scaler)
+
+    def run(self, canvas: Canvas) -> list[Box]:
+        """Return the boxes of one canvas, relative to the image on it.
+
+        Raises ModelError when the accelerator fails or its output is not finite.
+        """
+        planes = preprocess(canvas.pixels)
+        return decode_detections(
+            self._forward(planes),
+            canvas,
+            self.strides,
+            self.model.spec["score_threshold"],
+            self.model.spec["nms_iou"],
+        )
+
+    def _forward(self, planes: Floats) -> Floats:
+        try:
+            output: Floats = self._session.run(None, {self._input: planes})[0]
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises its own unexported classes
+            text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"{self._label()} failed: {text}") from None
+        cells = cell_count(planes.shape[2], planes.shape[3], self.strides)
+        if output.ndim != 3 or output.shape[:2] != (1, cells) or output.shape[2] < 5:
+            raise ModelError(
+                f"{self._label()} gives output {list(output.shape)} for a "
+                f"{planes.shape[2]} x {planes.shape[3]} input; task detect with strides "
+                f"{list(self.strides)} needs [1, {cells}, 4 + classes]: correct its manifest"
+            )
+        if not np.isfinite(output).all():
+            raise ModelError(f"{self._label()} gives values that are not finite: do not use it")
+        boxes: Floats = output[0]
+        return boxes
+
+    def _check_input(self, name: str) -> str:
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or inputs[0].name != name:
+            found = ", ".join(i.name for i in inputs)
+            raise ModelError(f"{self._label()} has the inputs {found}; its manifest says {name!r}")
+        node = inputs[0]
+        if node.type != "tensor(float)":
+            raise ModelError(f"{self._label()} takes {node.type}; task detect gives tensor(float)")
+        if len(node.shape) != 4 or (isinstance(node.shape[1], int) and node.shape[1] != 3):
+            raise ModelError(
+                f"{self._label()} takes the shape {node.shape}; cameras give [1, 3, height, width]"
+            )
+        if isinstance(node.shape[0], int) and node.shape[0] != 1:
+            raise ModelError(f"{self._label()} takes batches of {node.shape[0]}; cameras give 1")
+        return name
+
+    def _warm(self) -> float:
+        """Run twice on grey; return the second run's wall time in seconds."""
+        height = self.fixed[0] or -(-self.long_side * 9 // 16 // self.multiple) * self.multiple
+        width = self.fixed[1] or -(-self.long_side // self.multiple) * self.multiple
+        grey = np.full((1, 3, height, width), self.pad_value, np.float32)
+        self._forward(grey)
+        started = time.perf_counter()
+        self._forward(grey)
+        return time.perf_counter() - started
+
+    def _label(self) -> str:
+        return f"model {self.model.name}/{self.model.variant} ({self.model.path})"
+
+    def _size_text(self) -> str:
+        return " x ".join("any" if side is None else str(side) for side in self.fixed)
+
+
+def open_named(model: ModelFile, accelerator: AcceleratorSpec) -> onnxruntime.InferenceSession:
+    """Open a model file after checking its bytes against its digest.
+
+    Raises ModelError naming the file.
+    """
+    label = f"model {model.name}/{model.variant}: {model.path}"
+    try:
+        data = Path(model.path).read_bytes()
+    except OSError as error:
+        raise ModelError(f"{label}: cannot be read ({error.strerror}); fetch it again") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != model.digest:
+        raise ModelError(
+            f"{label}: sha256 is {found}, the release says {model.digest}; "
+            "the file is damaged or of another version: fetch it again"
+        )
+    try:
+        return open_session(data, accelerator)
+    except ModelError as error:
+        raise ModelError(f"{label}: {error}") from None
+
+
+def open_warm(model: ModelFile, accelerator: AcceleratorSpec) -> Session:
+    """Return a warmed session; any damage in the manifest's numbers is a ModelError too."""
+    try:
+        return Session(model, accelerator)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"model {model.name}/{model.variant}: its manifest entry is unusable ({error!r})"
+        ) from None

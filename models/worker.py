@@ -1,0 +1,307 @@
+"""The process of one accelerator: serves the daemon over a local socket.
+
+Owns the socket, the cameras and the engine of this process; never decides where work runs.
+Invariants: every request is answered exactly once; every message carries the newest prediction
+of the backlog; when the socket ends, so does the process, whatever its threads do.
+
+Threads: this one reads requests; one infers; one per camera decodes; one handles images (JPEG,
+cache transfer); a load has a thread for its duration. Whoever has an answer writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from models.accelerators import AcceleratorSpec
+from models.engine import Answer, Engine, Job
+from models.images import Scaler, decode_jpeg, encode_jpeg, fitted
+from models.streams import Camera, OpenSource
+from models.wire import (
+    HEADER,
+    CameraSpec,
+    CameraState,
+    FrameReady,
+    Inference,
+    Message,
+    ModelError,
+    ModelFile,
+    Shed,
+    pack,
+    unpack,
+)
+
+IMAGE_QUEUE = 32
+
+
+class Worker:
+    """Serve one accelerator until the socket ends."""
+
+    def __init__(
+        self, connection: socket.socket, spec: AcceleratorSpec, open_source: OpenSource
+    ) -> None:
+        self._connection = connection
+        self._open_source = open_source
+        self._sending = threading.Lock()
+        self._cameras: dict[str, Camera] = {}
+        self._images: queue.Queue[Callable[[], None]] = queue.Queue(IMAGE_QUEUE)
+        self._scaler = Scaler()
+        self._seen = 0
+        self._engine = Engine(
+            spec, on_cache_change=self._on_cache_change, on_load_change=self._on_load_change
+        )
+        self._handlers: dict[str, Callable[[Message], None]] = {
+            "load": self._load,
+            "unload": self._unload,
+            "open": self._open,
+            "use": self._use,
+            "close": self._close,
+            "infer": self._infer,
+            "image": self._image,
+            "encode": self._encode,
+            "drop": self._drop,
+            "export": self._export,
+            "import": self._import,
+            "ping": self._ping,
+        }
+
+    def serve(self) -> None:
+        """Answer requests until the daemon says stop or is gone. Returns then."""
+        threading.excepthook = _die_loudly
+        self._engine.start()
+        threading.Thread(target=self._work_on_images, name="images", daemon=True).start()
+        self._send({"event": "ready", "pid": os.getpid()})
+        while (message := self._receive()) is not None and message["op"] != "stop":
+            self._seen = message.get("id", self._seen)
+            try:
+                self._handlers[message["op"]](message)
+            except (Shed, ModelError) as error:
+                self._refuse(message["id"], error)
+        for camera in self._cameras.values():
+            camera.stop()
+        self._engine.stop()
+
+    # Requests.
+
+    def _load(self, message: Message) -> None:
+        def work() -> None:
+            try:
+                cost_s = self._engine.load(ModelFile(**message["model"]))
+            except ModelError as error:
+                self._refuse(message["id"], error)
+            else:
+                self._reply(message["id"], {"cost_s": cost_s})
+
+        threading.Thread(target=work, name="load", daemon=True).start()
+
+    def _unload(self, message: Message) -> None:
+        self._engine.unload(message["digest"])
+        self._reply(message["id"], None)
+
+    def _open(self, message: Message) -> None:
+        spec, digest = CameraSpec(**message["camera"]), message["digest"]
+        if digest:
+            self._engine.session(digest)
+        if (old := self._cameras.pop(spec.agent, None)) is not None:
+            old.stop()
+        camera = Camera(
+            spec,
+            digest,
+            message["first_frame"],
+            self._engine,
+            self._open_source,
+            self._on_frame,
+            self._on_state,
+        )
+        self._cameras[spec.agent] = camera
+        self._reply(message["id"], None)
+        camera.start()
+
+    def _use(self, message: Message) -> None:
+        self._camera(message["agent"]).use(message["digest"])
+        self._reply(message["id"], None)
+
+    def _close(self, message: Message) -> None:
+        # The cache entry stays until it expires: the agent's next host may ask for it.
+        if (camera := self._cameras.pop(message["agent"], None)) is not None:
+            camera.stop()
+        self._reply(message["id"], None)
+
+    def _infer(self, message: Message) -> None:
+        now_s = time.monotonic()
+        agent, digest = message["agent"], message["digest"]
+        frame = self._camera(agent).frame(message["frame"])
+        view = frame.view if frame.digest == digest else None
+        job = Job(agent, digest, frame.pixels, view, now_s, self._answering(message["id"]))
+        if message["deadline_s"] <= now_s:
+            raise Shed("deadline")
+        if view is not None and frame.found is not None:
+            entry, rung = frame.found
+            if self._engine.cache.holds(agent, digest, entry, now_s):
+                self._engine.answer(job, entry, rung, now_s)
+                return
+        self._engine.submit(job, message["deadline_s"], message["tier"])
+
+    def _image(self, message: Message) -> None:
+        arrived_s = time.monotonic()
+        agent, digest = message["agent"], message["digest"]
+        if message["deadline_s"] <= arrived_s:
+            raise Shed("deadline")
+        self._engine.session(digest)
+
+        def work() -> None:
+            try:
+                pixels = decode_jpeg(message["image"], self._scaler)
+                view = self._engine.view(agent, digest, pixels, self._scaler)
+                reply = self._answering(message["id"])
+                job = Job(agent, digest, pixels, view, arrived_s, reply)
+                now_s = time.monotonic()
+                found = self._engine.cache.lookup(agent, digest, view, now_s)
+                if found is not None:
+                    self._engine.answer(job, *found, now_s)
+                else:
+                    self._engine.submit(job, message["deadline_s"], message["tier"])
+            except ValueError as error:
+                self._refuse(message["id"], ModelError(f"frame of agent {agent}: {error}"))
+            except ModelError as error:
+                self._refuse(message["id"], error)
+
+        self._enqueue_image(work)
+
+    def _encode(self, message: Message) -> None:
+        frame = self._camera(message["agent"]).frame(message["frame"])
+
+        def work() -> None:
+            height, width = frame.pixels.shape[:2]
+            width, height = fitted(width, height, message["long_side"], enlarge=False)
+            data = encode_jpeg(self._scaler.resize(frame.pixels, width, height))
+            self._reply(message["id"], data)
+
+        self._enqueue_image(work)
+
+    def _drop(self, message: Message) -> None:
+        if (camera := self._cameras.get(message["agent"])) is not None:
+            camera.drop(message["frame"])
+
+    def _export(self, message: Message) -> None:
+        self._enqueue_image(
+            lambda: self._reply(
+                message["id"],
+                self._engine.cache.export(message["agent"], message["digest"], time.monotonic()),
+            )
+        )
+
+    def _import(self, message: Message) -> None:
+        agent, digest, data = message["agent"], message["digest"], message["data"]
+        self._engine.session(digest)
+        self._enqueue_image(
+            lambda: self._reply(
+                message["id"], self._engine.cache.adopt(agent, digest, data, time.monotonic())
+            )
+        )
+
+    def _ping(self, message: Message) -> None:
+        self._reply(
+            message["id"],
+            {
+                "running_s": self._engine.running_s(),
+                "shed": self._engine.shed_counts(),
+                "cache": dict(self._engine.cache.stats),
+                "cache_bytes": self._engine.cache.size_bytes,
+            },
+        )
+
+    # Facts.
+
+    def _on_frame(self, frame: FrameReady) -> None:
+        self._send({"event": "frame", **dataclasses.asdict(frame)})
+
+    def _on_state(self, state: CameraState) -> None:
+        self._send({"event": "camera", **dataclasses.asdict(state)})
+
+    def _on_cache_change(self, agent: str, digest: str, held: bool) -> None:
+        self._send({"event": "cache", "agent": agent, "digest": digest, "held": held})
+
+    def _on_load_change(self) -> None:
+        self._send({"event": "load"})
+
+    # Plumbing.
+
+    def _camera(self, agent: str) -> Camera:
+        camera = self._cameras.get(agent)
+        if camera is None:
+            raise Shed("frame gone")
+        return camera
+
+    def _enqueue_image(self, work: Callable[[], None]) -> None:
+        try:
+            self._images.put_nowait(work)
+        except queue.Full:
+            raise Shed("queue full") from None
+
+    def _work_on_images(self) -> None:
+        while True:
+            self._images.get()()
+
+    def _answering(self, request: int) -> Callable[[Answer], None]:
+        def reply(answer: Answer) -> None:
+            if isinstance(answer, Inference):
+                self._reply(
+                    request,
+                    dataclasses.asdict(answer) | {"cost_s": self._engine.cost_s(answer.digest)},
+                )
+            else:
+                self._refuse(request, answer)
+
+        return reply
+
+    def _reply(self, request: int, value: Any) -> None:
+        self._send({"id": request, "value": value})
+
+    def _refuse(self, request: int, error: Shed | ModelError) -> None:
+        if isinstance(error, Shed):
+            self._send({"id": request, "shed": error.reason})
+        else:
+            self._send({"id": request, "model_error": str(error)})
+
+    def _send(self, message: Message) -> None:
+        backlog_s, length = self._engine.figures()
+        message["load"] = (backlog_s, length, self._seen)
+        data = pack(message)
+        with self._sending:
+            try:
+                self._connection.sendall(data)
+            except OSError:
+                os._exit(0)  # the daemon is gone; nothing here is worth keeping
+
+    def _receive(self) -> Message | None:
+        header = self._read(HEADER.size)
+        body = self._read(HEADER.unpack(header)[0]) if header else None
+        return unpack(body) if body else None
+
+    def _read(self, size_bytes: int) -> bytes | None:
+        buffer = bytearray()
+        while len(buffer) < size_bytes:
+            try:
+                part = self._connection.recv(size_bytes - len(buffer))
+            except OSError:
+                return None
+            if not part:
+                return None
+            buffer += part
+        return bytes(buffer)
+
+
+def _die_loudly(trouble: threading.ExceptHookArgs) -> None:
+    """End the process on a bug in any thread: the daemon starts a new one and says why."""
+    traceback.print_exception(trouble.exc_type, trouble.exc_value, trouble.exc_traceback)
+    sys.stderr.flush()
+    os._exit(70)

@@ -1,0 +1,513 @@
+"""The worker process and its handle: real processes, the packaged model, real trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_node.workers import (
+    CacheHolding,
+    CameraSpec,
+    CameraState,
+    FrameReady,
+    ModelError,
+    ModelFile,
+    Shed,
+    WorkerDied,
+    WorkerEvent,
+    WorkerHandle,
+    WorkerReady,
+)
+from models.accelerators import AcceleratorSpec
+from models.images import Scaler, decode_jpeg, encode_jpeg
+from models.manifest import load_manifest
+from tests.clips import model_file, noisy, picture, tiny_detector, write_clip
+
+SMALL, LARGE = (load_manifest().variants[name] for name in ("small", "large"))
+PATIENCE_S = 20.0
+
+
+class Bench:
+    """One handle with everything it said."""
+
+    def __init__(self, **options: object) -> None:
+        spec = {"name": "cpu0", "provider": "cpu"} | {
+            key: options.pop(key) for key in ("share", "queue") if key in options
+        }
+        self.frames: asyncio.Queue[FrameReady] = asyncio.Queue()
+        self.events: list[WorkerEvent] = []
+        self.handle = WorkerHandle(
+            AcceleratorSpec(**spec),  # type: ignore[arg-type]
+            on_frame=self.frames.put_nowait,
+            on_event=self.events.append,
+            **options,  # type: ignore[arg-type]
+        )
+
+    async def frame(self) -> FrameReady:
+        """Return the newest frame."""
+        async with asyncio.timeout(PATIENCE_S):
+            frame = await self.frames.get()
+            while not self.frames.empty():
+                frame = self.frames.get_nowait()
+            return frame
+
+    async def until(self, kind: type, count: int = 1, **wanted: object) -> list[WorkerEvent]:
+        """Wait for so many events of a kind with these fields."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                found = [
+                    event
+                    for event in self.events
+                    if isinstance(event, kind)
+                    and all(getattr(event, key) == value for key, value in wanted.items())
+                ]
+                if len(found) >= count:
+                    return found
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def bench(*models: ModelFile, **options: object) -> AsyncIterator[Bench]:
+    one = Bench(**options)
+    await one.handle.start()
+    try:
+        for model in models:
+            await one.handle.load(model)
+        yield one
+    finally:
+        await one.handle.stop(0.0)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def moving_clip(path: Path) -> Path:
+    """Write two seconds in which every frame differs everywhere."""
+    return write_clip(path, [picture(seed=i) for i in range(60)], fps=30)
+
+
+def still_clip(path: Path) -> Path:
+    """Write four seconds of one scene with sensor noise."""
+    rng = np.random.default_rng(3)
+    return write_clip(path, [noisy(picture(), 1.5, rng) for _ in range(40)], fps=10)
+
+
+def later(seconds: float) -> float:
+    return time.monotonic() + seconds
+
+
+def gone(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+
+
+async def idle(worker: WorkerHandle) -> None:
+    """Wait until the worker predicts no wait for a new task."""
+    async with asyncio.timeout(PATIENCE_S):
+        while worker.backlog_ms or worker.queue_length:
+            await asyncio.sleep(0.01)
+
+
+def test_from_camera_to_answer(tmp_path: Path) -> None:
+    clip = still_clip(tmp_path / "c.mp4")
+
+    async def test() -> None:
+        async with bench(SMALL, LARGE) as one:
+            worker = one.handle
+            assert set(worker.service_ms) == {SMALL.digest, LARGE.digest}
+            assert 0 < worker.service_ms[SMALL.digest] < worker.service_ms[LARGE.digest]
+            await worker.open_camera(CameraSpec("gate", str(clip), fps=10), LARGE.digest)
+            rungs, numbers = [], []
+            for _ in range(8):
+                frame = await one.frame()
+                assert (frame.width, frame.height) == (320, 192)
+                assert abs(frame.captured_ms / 1000 - time.time()) < 5
+                answer = await worker.infer_frame(
+                    "gate", frame.frame, LARGE.digest, later(5), tier=1
+                )
+                assert (answer.digest, answer.variant) == (LARGE.digest, "large")
+                assert not frame.reusable or answer.rung in ("same", "gate")
+                rungs.append(answer.rung)
+                numbers.append(frame.frame)
+            assert numbers == sorted(set(numbers))
+            assert rungs[0] == "full"
+            assert rungs[-4:] == ["gate"] * 4  # noise alone needs no full pass
+            # Another model has its own cache: nothing crosses.
+            answer = await worker.infer_frame("gate", frame.frame, SMALL.digest, later(5), 1)
+            assert (answer.rung, answer.variant) == ("full", "small")
+            jpeg = await worker.encode_frame("gate", frame.frame, 160)
+            assert decode_jpeg(jpeg, Scaler()).shape == (96, 160, 3)
+            worker.drop_frame("gate", frame.frame)
+            with pytest.raises(Shed, match="frame gone"):
+                await worker.infer_frame("gate", frame.frame, LARGE.digest, later(5), 1)
+            await worker.close_camera("gate")
+            with pytest.raises(Shed, match="frame gone"):
+                await worker.encode_frame("gate", 0, 160)
+            held = [event for event in one.events if isinstance(event, CacheHolding)]
+            assert held == [
+                CacheHolding("gate", LARGE.digest, True),
+                CacheHolding("gate", SMALL.digest, True),
+            ]
+            await worker.unload(SMALL.digest)
+            await one.until(CacheHolding, digest=SMALL.digest, held=False)
+            assert set(worker.service_ms) == {LARGE.digest}
+
+    run(test)
+
+
+def test_forwarded_images_climb_the_same_ladder(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(SMALL) as one:
+            rng = np.random.default_rng(1)
+            rungs = []
+            for _ in range(6):
+                jpeg = encode_jpeg(noisy(picture(), 1.0, rng))
+                answer = await one.handle.infer_image("far", jpeg, SMALL.digest, later(5), 2)
+                rungs.append(answer.rung)
+            assert rungs[0] == "full"
+            assert rungs[-2:] == ["gate", "gate"]
+            again = await one.handle.infer_image("far", jpeg, SMALL.digest, later(5), 2)
+            assert again.boxes == answer.boxes
+            other = await one.handle.infer_image("near", jpeg, SMALL.digest, later(5), 2)
+            assert other.rung == "full"
+            with pytest.raises(ModelError, match="cannot be decoded"):
+                await one.handle.infer_image("far", b"junk", SMALL.digest, later(5), 2)
+            with pytest.raises(ModelError, match="no model with digest"):
+                await one.handle.infer_image("far", jpeg, LARGE.digest, later(5), 2)
+
+    run(test)
+
+
+def test_a_moved_agent_starts_warm(tmp_path: Path) -> None:
+    clip = still_clip(tmp_path / "c.mp4")
+    spec = CameraSpec("a", str(clip), fps=10)
+
+    async def test() -> None:
+        async with bench(SMALL) as old, bench(SMALL) as new:
+            await old.handle.open_camera(spec, SMALL.digest)
+            for _ in range(4):
+                frame = await old.frame()
+                await old.handle.infer_frame("a", frame.frame, SMALL.digest, later(5), 2)
+            await old.handle.close_camera("a")
+            data = await old.handle.export_cache("a", SMALL.digest)
+            assert data is not None
+            assert await old.handle.export_cache("b", SMALL.digest) is None
+            assert not await new.handle.import_cache("b", SMALL.digest, data)
+            assert not await new.handle.import_cache("a", SMALL.digest, data[:-9])
+            with pytest.raises(ModelError):
+                await new.handle.import_cache("a", LARGE.digest, data)
+            assert await new.handle.import_cache("a", SMALL.digest, data)
+            await new.until(CacheHolding, agent="a", held=True)
+            await new.handle.open_camera(spec, SMALL.digest)
+            frame = await new.frame()
+            assert frame.reusable
+            answer = await new.handle.infer_frame("a", frame.frame, SMALL.digest, later(5), 2)
+            assert answer.rung in ("same", "gate")
+
+    run(test)
+
+
+def test_a_killed_worker_is_replaced_with_all_it_had(tmp_path: Path) -> None:
+    clip = moving_clip(tmp_path / "c.mp4")
+
+    async def test() -> None:
+        async with bench(SMALL, share=0.01) as one:
+            worker = one.handle
+            await worker.open_camera(CameraSpec("a", str(clip), fps=20), SMALL.digest)
+            jpeg = encode_jpeg(picture())
+            await worker.infer_image("b", jpeg, SMALL.digest, later(5), 2)
+            await one.until(CacheHolding, held=True)
+            waiting = [
+                asyncio.create_task(worker.infer_image(f"w{i}", jpeg, SMALL.digest, later(30), 2))
+                for i in range(6)
+            ]
+            before = (await one.frame()).frame
+            pid = worker.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            died = (await one.until(WorkerDied))[0]
+            assert died == WorkerDied("killed by SIGKILL")
+            results = await asyncio.gather(*waiting, return_exceptions=True)
+            lost = [result for result in results if isinstance(result, BaseException)]
+            assert lost
+            assert {getattr(error, "reason", error) for error in lost} == {"worker died"}
+            assert not worker.alive
+            with pytest.raises(Shed, match="worker died"):
+                await worker.infer_image("b", jpeg, SMALL.digest, later(5), 2)
+            withdrawn = await one.until(CacheHolding, held=False)
+            assert withdrawn[0] == CacheHolding("b", SMALL.digest, False)
+            await one.until(WorkerReady, count=2)
+            assert worker.alive
+            assert worker.pid != pid
+            frame = await one.frame()
+            while frame.frame <= before:
+                frame = await one.frame()
+            answer = await worker.infer_image("b", jpeg, SMALL.digest, later(5), 2)
+            assert answer.rung == "full"  # a new process starts cold
+            assert gone(pid)
+
+    run(test)
+
+
+def test_a_hung_worker_is_killed_and_replaced() -> None:
+    async def test() -> None:
+        async with bench(SMALL, heartbeat_s=0.1, hang_s=1.0) as one:
+            pid = one.handle.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            jpeg = encode_jpeg(picture())
+            with pytest.raises(Shed, match="worker died"):
+                await one.handle.infer_image("a", jpeg, SMALL.digest, later(30), 2)
+            assert "hung" in (await one.until(WorkerDied))[0].reason  # type: ignore[union-attr]
+            await one.until(WorkerReady, count=2)
+            await one.handle.infer_image("a", jpeg, SMALL.digest, later(5), 2)
+            assert gone(pid)
+
+    run(test)
+
+
+def test_a_bad_model_is_refused_and_the_old_one_stays(tmp_path: Path) -> None:
+    clip = moving_clip(tmp_path / "c.mp4")
+    corrupt = tmp_path / "corrupt.onnx"
+    corrupt.write_bytes(Path(LARGE.path).read_bytes()[:5000])
+    fixed = model_file(tmp_path / "fixed.onnx", tiny_detector([1, 3, 64, 64]), long_side=64)
+    tall = model_file(tmp_path / "tall.onnx", tiny_detector([1, 3, 64, 320]))
+
+    async def test() -> None:
+        async with bench(SMALL, fixed, tall) as one:
+            worker = one.handle
+            with pytest.raises(ModelError, match=r"corrupt\.onnx: sha256 is"):
+                await worker.load(dataclasses.replace(LARGE, path=str(corrupt)))
+            with pytest.raises(ModelError, match="refuses it"):
+                await worker.load(model_file(tmp_path / "junk.onnx", b"junk"))
+            with pytest.raises(ModelError, match="no model with digest"):
+                await worker.open_camera(CameraSpec("a", str(clip), fps=20), LARGE.digest)
+            await worker.open_camera(CameraSpec("a", str(clip), fps=20), SMALL.digest)
+            await one.frame()
+            with pytest.raises(ModelError, match=r"takes 64 x 320 pixels .* need 192 x 320"):
+                await worker.use("a", tall.digest)
+            with pytest.raises(ModelError, match="no model with digest"):
+                await worker.use("a", LARGE.digest)
+            with pytest.raises(ModelError, match="has no camera"):
+                await worker.use("nobody", SMALL.digest)
+            frame = await one.frame()
+            answer = await worker.infer_frame("a", frame.frame, SMALL.digest, later(5), 2)
+            assert answer.variant == "small"
+            with pytest.raises(ModelError, match="takes 64 x 320"):
+                await worker.infer_frame("a", frame.frame, tall.digest, later(5), 2)
+            await worker.use("a", fixed.digest)
+            frame = await one.frame()
+            answer = await worker.infer_frame("a", frame.frame, fixed.digest, later(5), 2)
+            assert answer.boxes == []
+            assert [event for event in one.events if isinstance(event, WorkerDied)] == []
+
+    run(test)
+
+
+def test_a_camera_that_is_not_there_leaves_the_worker_up(tmp_path: Path) -> None:
+    clip = tmp_path / "late.mp4"
+
+    async def test() -> None:
+        async with bench(SMALL) as one:
+            await one.handle.open_camera(CameraSpec("a", str(clip), fps=10), SMALL.digest)
+            state = (await one.until(CameraState, state="retrying"))[0]
+            assert "there is no such file" in state.reason  # type: ignore[union-attr]
+            answer = await one.handle.infer_image(
+                "b", encode_jpeg(picture()), SMALL.digest, later(5), 2
+            )
+            assert answer.rung == "full"
+            moving_clip(tmp_path / "made.mp4").rename(clip)
+            await one.until(CameraState, state="running")
+            assert (await one.frame()).agent == "a"
+
+    run(test)
+
+
+def test_overload_is_shed_with_its_reason_and_the_backlog_tells() -> None:
+    jpegs = [encode_jpeg(picture(seed=i)) for i in range(30)]
+
+    async def test() -> None:
+        async with bench(SMALL, share=0.02, queue=8) as one:
+            worker = one.handle
+            for _ in range(3):  # learn what a pass costs
+                await worker.infer_image("a", jpegs[0], SMALL.digest, later(5), 2)
+            cost_s = worker.service_ms[SMALL.digest] / 1000
+            await idle(worker)
+            budget_s = 4 * cost_s
+            asked = [
+                asyncio.create_task(
+                    worker.infer_image("flood", jpeg, SMALL.digest, later(budget_s), 2)
+                )
+                for jpeg in jpegs
+            ]
+            await asyncio.sleep(0)
+            assert worker.backlog_ms > 10 * cost_s * 1000  # what is on its way counts already
+            quiet = asyncio.create_task(
+                worker.infer_image("quiet", jpegs[0], SMALL.digest, later(30), 2)
+            )
+            results = await asyncio.gather(*asked, return_exceptions=True)
+            answered = [r for r in results if not isinstance(r, BaseException)]
+            reasons = {r.reason for r in results if isinstance(r, Shed)}
+            assert answered
+            assert len(answered) < len(jpegs) / 2
+            assert reasons <= {"deadline", "queue full"}
+            assert "queue full" in reasons
+            assert (await quiet).rung == "full"
+            with pytest.raises(Shed, match="deadline"):
+                await worker.infer_image("a", jpegs[0], SMALL.digest, later(-1), 2)
+            await idle(worker)
+
+    run(test)
+
+
+def test_share_paces_inference() -> None:
+    jpegs = [encode_jpeg(picture(seed=i)) for i in range(12)]
+
+    async def passes_s(share: float) -> tuple[float, float]:
+        async with bench(LARGE, share=share) as one:
+            started_s = time.monotonic()
+            asked = [
+                one.handle.infer_image("a", jpeg, LARGE.digest, later(60), 2) for jpeg in jpegs
+            ]
+            answers = await asyncio.gather(*asked)
+            assert {answer.rung for answer in answers} == {"full"}
+            return time.monotonic() - started_s, one.handle.service_ms[LARGE.digest]
+
+    async def test() -> None:
+        whole_s, whole_ms = await passes_s(1.0)
+        part_s, part_ms = await passes_s(0.04)
+        assert part_s > 3 * whole_s  # 25 times, were decoding and messages free
+        assert part_ms > 3 * whole_ms  # the prediction includes the pacing
+
+    run(test)
+
+
+def test_stop_lets_work_under_way_end_and_refuses_new() -> None:
+    jpegs = [encode_jpeg(picture(seed=i)) for i in range(3)]
+
+    async def test() -> None:
+        async with bench(SMALL, share=0.1) as one:
+            pid = one.handle.pid
+            assert pid is not None
+            asked = [
+                asyncio.create_task(one.handle.infer_image("a", jpeg, SMALL.digest, later(30), 2))
+                for jpeg in jpegs
+            ]
+            await asyncio.sleep(0)
+            await one.handle.stop(20.0)
+            assert [(await task).rung for task in asked] == ["full"] * 3
+            with pytest.raises(Shed, match="draining"):
+                await one.handle.infer_image("a", jpegs[0], SMALL.digest, later(5), 2)
+            assert gone(pid)
+            assert [event for event in one.events if isinstance(event, WorkerDied)] == []
+
+    run(test)
+
+
+def test_signals_meant_for_the_daemon_do_not_end_the_worker() -> None:
+    async def test() -> None:
+        async with bench(SMALL) as one:
+            pid = one.handle.pid
+            assert pid is not None
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(pid, number)
+            answer = await one.handle.infer_image(
+                "a", encode_jpeg(picture()), SMALL.digest, later(5), 2
+            )
+            assert answer.rung == "full"
+            assert one.handle.pid == pid
+
+    run(test)
+
+
+DAEMON = """
+import asyncio, sys
+from edge_node.workers import WorkerHandle
+from models.accelerators import AcceleratorSpec
+
+async def main():
+    worker = WorkerHandle(
+        AcceleratorSpec("cpu0", "cpu"), on_frame=lambda frame: None, on_event=lambda event: None
+    )
+    await worker.start()
+    print(worker.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_the_worker_dies_with_the_daemon() -> None:
+    with subprocess.Popen([sys.executable, "-c", DAEMON], stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None
+        pid = int(daemon.stdout.readline())
+        assert not gone(pid)
+        daemon.kill()
+    deadline_s = later(PATIENCE_S)
+    while not gone(pid) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert gone(pid)
+
+
+def test_an_interpreter_that_cannot_serve_is_reported_and_retried(tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no module named anything >&2\nexit 3\n")
+    broken.chmod(0o755)
+
+    async def test() -> None:
+        one = Bench(python=str(broken))
+        await one.handle.start()
+        try:
+            assert not one.handle.alive
+            with pytest.raises(Shed, match="worker died"):
+                await one.handle.infer_image("a", b"", "d", later(5), 2)
+            died = await one.until(WorkerDied, count=2)
+            assert died[0] == WorkerDied("exit status 3: no module named anything")
+        finally:
+            await one.handle.stop(0.0)
+
+    run(test)
+
+
+def test_a_worker_on_openvino_answers_like_the_cpu() -> None:
+    python = os.environ.get("EDGE_NODE_OPENVINO_PYTHON", "")
+    if not python:
+        pytest.skip(
+            "EDGE_NODE_OPENVINO_PYTHON names no interpreter with the packages of locks/openvino.txt"
+        )
+    jpeg = encode_jpeg(picture())
+
+    async def test() -> None:
+        async with bench(LARGE) as one:
+            reference = await one.handle.infer_image("a", jpeg, LARGE.digest, later(30), 2)
+        worker = WorkerHandle(
+            AcceleratorSpec("ov0", "openvino", "CPU"),
+            on_frame=lambda frame: None,
+            on_event=lambda event: None,
+            python=python,
+        )
+        await worker.start()
+        try:
+            await worker.load(LARGE)
+            answer = await worker.infer_image("a", jpeg, LARGE.digest, later(30), 2)
+        finally:
+            await worker.stop(0.0)
+        assert answer.rung == "full"
+        assert len(answer.boxes) == len(reference.boxes)
+        assert np.allclose(answer.boxes, reference.boxes, atol=1e-3)
+
+    run(test)

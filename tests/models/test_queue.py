@@ -1,0 +1,123 @@
+"""The deadline queue: order, bounds, fairness, what is shed and why."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.queue import DeadlineQueue, Task
+from models.wire import Shed
+
+
+def task(agent: str, deadline_s: float, run_s: float = 0.0, tier: int = 2) -> Task[str]:
+    return Task(agent, deadline_s, tier, run_s, run_s, 0.0, f"{agent}@{deadline_s}")
+
+
+def test_earliest_deadline_leaves_first() -> None:
+    queue: DeadlineQueue[str] = DeadlineQueue(8)
+    for deadline_s in (5.0, 2.0, 9.0, 3.0):
+        queue.push(task("a", deadline_s), 0.0)
+    order = []
+    while (popped := queue.pop(0.0)[0]) is not None:
+        order.append(popped.deadline_s)
+    assert order == [2.0, 3.0, 5.0, 9.0]
+
+
+def test_of_equal_deadlines_the_more_critical_leaves_first() -> None:
+    queue: DeadlineQueue[str] = DeadlineQueue(8)
+    queue.push(task("low", 1.0, tier=3), 0.0)
+    queue.push(task("high", 1.0, tier=1), 0.0)
+    first = queue.pop(0.0)[0]
+    assert first is not None
+    assert first.agent == "high"
+
+
+def test_what_cannot_be_in_time_is_shed_at_dequeue_and_counted() -> None:
+    queue: DeadlineQueue[str] = DeadlineQueue(8)
+    queue.push(task("a", 1.0, run_s=0.5), 0.0)
+    queue.push(task("a", 2.0, run_s=0.5), 0.0)
+    queue.push(task("a", 3.0, run_s=0.5), 0.0)
+    popped, shed = queue.pop(1.6)
+    assert [t.deadline_s for t in shed] == [1.0, 2.0]
+    assert popped is not None
+    assert popped.deadline_s == 3.0
+    assert queue.shed == {"deadline": 2}
+
+
+def test_a_past_deadline_is_refused_at_once() -> None:
+    queue: DeadlineQueue[str] = DeadlineQueue(8)
+    with pytest.raises(Shed, match="deadline"):
+        queue.push(task("a", 1.0), 1.0)
+    assert len(queue) == 0
+
+
+def test_a_flooding_agent_gives_way_to_the_others() -> None:
+    queue: DeadlineQueue[str] = DeadlineQueue(10)
+    for index in range(10):
+        queue.push(task("flood", 10.0 + index), 0.0)
+    gone = queue.push(task("quiet", 30.0), 0.0)
+    assert [t.payload for t in gone] == ["flood@19.0"]  # its last one, not its most urgent
+    with pytest.raises(Shed, match="queue full"):
+        queue.push(task("flood", 11.0), 0.0)
+    assert queue.held_by("quiet") == 1
+    assert queue.shed == {"queue full": 2}
+
+
+def test_more_agents_than_places_is_first_come_first_served() -> None:
+    queue: DeadlineQueue[str] = DeadlineQueue(2)
+    queue.push(task("a", 1.0), 0.0)
+    queue.push(task("b", 1.0), 0.0)
+    with pytest.raises(Shed, match="queue full"):
+        queue.push(task("c", 1.0), 0.0)
+
+
+def test_removing_takes_out_and_keeps_the_order() -> None:
+    queue: DeadlineQueue[str] = DeadlineQueue(8)
+    for agent, deadline_s in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
+        queue.push(task(agent, deadline_s), 0.0)
+    assert len(queue.remove(lambda t: t.agent == "a")) == 2
+    left = queue.pop(0.0)[0]
+    assert left is not None
+    assert left.agent == "b"
+    assert len(queue) == 0
+
+
+STEP = st.tuples(st.sampled_from("abcd"), st.floats(0.1, 5.0), st.floats(0.0, 1.0), st.booleans())
+
+
+@given(st.integers(1, 6), st.lists(STEP, max_size=80))
+def test_every_task_leaves_exactly_once_and_bounds_hold(
+    capacity: int, steps: list[tuple[str, float, float, bool]]
+) -> None:
+    queue: DeadlineQueue[str] = DeadlineQueue(capacity)
+    entered: list[Task[str]] = []
+    left: list[Task[str]] = []
+    reasons: set[str] = set()
+    now_s = 0.0
+    for agent, slack_s, run_s, pop in steps:
+        one = task(agent, now_s + slack_s, run_s)
+        try:
+            left += queue.push(one, now_s)
+            entered.append(one)
+        except Shed as shed:
+            agents = {t.agent for t in entered if t not in left} | {agent}
+            # Only who has its share already, or comes when nobody exceeds it, is refused.
+            reasons.add(shed.reason)
+            assert len(queue) == capacity
+            share = max(1, capacity // len(agents))
+            assert queue.held_by(agent) >= share or len(agents) > capacity
+        assert len(queue) <= capacity
+        if pop:
+            now_s += 0.3
+            popped, shed_tasks = queue.pop(now_s)
+            left += shed_tasks
+            if popped is not None:
+                assert now_s + popped.run_s <= popped.deadline_s
+                left.append(popped)
+    while (popped := queue.pop(now_s))[0] is not None or popped[1]:
+        left += popped[1] + ([popped[0]] if popped[0] else [])
+    assert reasons <= {"queue full"}
+    assert len(left) == len(entered)
+    assert {id(t) for t in left} == {id(t) for t in entered}
+    assert queue.waiting_s() == 0
