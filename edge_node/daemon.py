@@ -31,6 +31,7 @@ from edge_node.fleet.addresses import AddressError, advertised, listening, resol
 from edge_node.fleet.auth import Signer, Verifier
 from edge_node.fleet.identity import IdentityError, load_or_create_identity, load_secret, load_token
 from edge_node.fleet.journal import Journal, JournalError
+from edge_node.fleet.load import Load
 from edge_node.fleet.peers import Peers
 from edge_node.fleet.release import Release
 from edge_node.metrics import Counters
@@ -186,6 +187,9 @@ class Daemon:
         )
         self.release = Release(manifest, config.model.variant, self.pool.workers, self.agents.use)
         self.agents.forward = config.placement.forward
+        self.load = Load(
+            self.store, self.gossip, self.pool, self.counters, lambda: self.agents.digest
+        )
         self.status = Status(self)
 
     async def _listen(self) -> None:
@@ -325,7 +329,7 @@ class Daemon:
                 for member in self.gossip.members()
                 if member.state in ("self", "alive", "suspect")
             )
-            claimed = self.hosts.claim(self.status.capacities(living), living)
+            claimed = self.hosts.claim(self.load.capacities(living), living)
             if claimed:
                 log.info("taking over: %s", ", ".join(claimed))
                 self.commit()
@@ -338,13 +342,8 @@ class Daemon:
                 with contextlib.suppress(JournalError):
                     await self.journal.record_incarnation(self.gossip.incarnation)
                     durable = self.gossip.incarnation
-            now = clock.now()
-            self.gossip.set_volatile("load", self.status.load(), now)
+            self.load.exchange(self.view, clock.now())
             self.udp.kick()
-            for member in self.gossip.members():
-                load = self.gossip.volatile(member.node_id, "load")
-                if member.state == "alive" and isinstance(load, dict):
-                    self.status.note_load(self.view, member, load, now)
             await asyncio.sleep(LOAD_PERIOD_S)
 
     async def _watch_lag(self) -> None:

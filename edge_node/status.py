@@ -10,14 +10,12 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import edge_node
-from crdt import Change, Instant, Value
+from crdt import Change, Value
 from edge_node import clock
-from edge_node.cameras.agents import SHORT, AgentSpec, HostedAgent, without_password
+from edge_node.cameras.agents import AgentSpec, HostedAgent, without_password
 from edge_node.fleet.journal import JournalFull
 from edge_node.metrics import Family, render
-from edge_node.placement.view import FleetView
 from edge_node.workers import ModelError, Shed
-from gossip import MemberView
 
 if TYPE_CHECKING:
     from edge_node.daemon import Daemon
@@ -166,47 +164,7 @@ class Status:
         ]
         return render(families)
 
-    def load(self) -> Json:
-        """Return what peers need to know to place frames here (volatile key ``load``)."""
-        d = self._daemon
-        living = d.pool.living
-        service_ms: dict[str, float] = {}
-        for worker in living:
-            for digest, value in worker.service_ms.items():
-                short = digest[:SHORT]
-                service_ms[short] = round(min(value, service_ms.get(short, value)), 1)
-        current = d.release.current
-        return {
-            "backlog_ms": round(min((w.backlog_ms for w in living), default=0.0), 1),
-            "service_ms": service_ms,
-            "queue": sum(worker.queue_length for worker in living),
-            "running": current.digest[:SHORT] if current else "",
-            "frames": d.counters.get("frames"),
-            "answered": d.counters.get("answered"),
-            "met": d.counters.get("answered", met="yes"),
-        }
-
     # The fleet
-
-    @staticmethod
-    def note_load(view: FleetView, member: MemberView, load: Json, now: Instant) -> None:
-        """Take a peer's load into the view; a malformed one counts for nothing."""
-        service_ms = load.get("service_ms")
-        backlog_ms = load.get("backlog_ms")
-        if isinstance(service_ms, dict) and isinstance(backlog_ms, int | float):
-            known = {k: float(v) for k, v in service_ms.items() if isinstance(v, int | float)}
-            network_ms = (member.rtt_s or 0.0) * 1e3
-            view.heard_load(member.node_id, float(backlog_ms), known, network_ms, now.mono_s)
-
-    def capacities(self, living: frozenset[bytes]) -> dict[bytes, float]:
-        """Return full passes per second of the living nodes that take agents over."""
-        found = {}
-        for node, key, record in self._daemon.store.owners("node"):
-            if key == "node" and node in living and isinstance(record, dict):
-                capacity = record.get("capacity")
-                if record.get("takeover") and isinstance(capacity, int | float):
-                    found[node] = float(capacity)
-        return found
 
     def peers(self) -> list[Json]:
         """List the members that this node knows, itself first."""
@@ -220,9 +178,7 @@ class Status:
                 "incarnation": member.incarnation,
                 "rtt_ms": None if member.rtt_s is None else round(member.rtt_s * 1e3, 2),
                 "since_s": round(now_s - member.since_mono_s, 1),
-                "load": self.load()
-                if member.state == "self"
-                else d.gossip.volatile(member.node_id, "load"),
+                "load": d.load.own() if member.state == "self" else d.load.of(member.node_id),
             }
             for member in sorted(
                 d.gossip.members(), key=lambda m: (m.state != "self", d.name_of(m.node_id))
@@ -295,10 +251,10 @@ class Status:
         running = {}
         for member in d.gossip.members():
             if member.state == "self":
-                running[d.name_of(member.node_id)] = self.load()["running"]
+                running[d.name_of(member.node_id)] = d.load.own()["running"]
             elif member.state in ("alive", "suspect"):
-                load = d.gossip.volatile(member.node_id, "load")
-                if isinstance(load, dict):
+                load = d.load.of(member.node_id)
+                if load is not None:
                     running[d.name_of(member.node_id)] = load.get("running")
         return [{**entry, "running": running}]
 

@@ -1,0 +1,135 @@
+"""Whom to call: seeds, members without a link, and the dead who may be back.
+
+Owns handshakes in progress and every reason to begin one. Never gives up on a seed or on a kept
+member for good. Invariant: an unvalidated address costs no state here and gets no reply larger
+than its request.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+from crdt.clock import Instant
+from gossip.broadcast import Link, Links
+from gossip.config import GossipConfig
+from gossip.events import Address
+from gossip.handshake import Handshake
+from gossip.members import Members
+from gossip.sealing import DropError
+from gossip.suspicion import Suspicion
+
+_CALL_TRIES = 4
+_CALL_RETRY_S = 0.3
+_CALL_LIMIT = 512
+_KNOWN_FACTOR = 5  # a lost seed is tried this much more rarely while others are there
+MAX_LINKS = 4096
+
+
+@dataclass(slots=True)
+class _Call:
+    tries: int
+    next_s: float
+    link: Link | None = None  # made by a CONFIRM of ours that may have been lost
+
+
+class Contact:
+    """Begin, repeat and answer handshakes."""
+
+    def __init__(
+        self,
+        config: GossipConfig,
+        rng: random.Random,
+        handshake: Handshake,
+        members: Members,
+        links: Links,
+        suspicion: Suspicion,
+        send: Callable[[bytes, Address], None],
+        on_link: Callable[[Link, Instant], None],
+    ) -> None:
+        self._config = config
+        self._rng = rng
+        self._handshake = handshake
+        self._members = members
+        self._links = links
+        self._suspicion = suspicion
+        self._send = send
+        self._on_link = on_link
+        self._seeds: dict[Address, float] = {}
+        self._calls: dict[Address, _Call] = {}
+        self._reconnect_s = 0.0
+
+    def deadline(self) -> float:
+        """Return when the next call is due, in mono seconds."""
+        seeds = min(self._seeds.values(), default=inf)
+        calls = min((call.next_s for call in self._calls.values()), default=inf)
+        return min(seeds, calls, self._reconnect_s if self._members.down() else inf)
+
+    def add_seed(self, addr: Address, now: Instant) -> None:
+        """Remember an address to call whenever nobody there is a live peer."""
+        self._seeds[addr] = now.mono_s
+
+    def call(self, addr: Address, now: Instant) -> None:
+        """Begin a handshake with an address, unless one is under way."""
+        if addr in self._calls or len(self._calls) >= _CALL_LIMIT:
+            return
+        self._calls[addr] = _Call(1, now.mono_s + _CALL_RETRY_S)
+        self._send(self._handshake.hello(addr, now), addr)
+
+    def tick(self, now: Instant) -> None:
+        """Repeat unanswered calls; call seeds and, now and then, somebody who is down."""
+        for addr, call in list(self._calls.items()):
+            if call.next_s > now.mono_s:
+                continue
+            if call.tries >= _CALL_TRIES or (call.link is not None and call.link.confirmed):
+                del self._calls[addr]
+                continue
+            call.tries += 1
+            call.next_s = now.mono_s + _CALL_RETRY_S * call.tries
+            self._send(self._handshake.hello(addr, now), addr)
+        self._call_seeds(now)
+        if now.mono_s >= self._reconnect_s:
+            self._reconnect_s = now.mono_s + self._config.reconnect_interval_s
+            down = self._members.down()
+            if down:
+                self.call(self._rng.choice(down).address, now)
+
+    def receive(self, data: bytes, addr: Address, now: Instant) -> None:
+        """Take a handshake datagram; raises DropError, having changed nothing."""
+        reply, made = self._handshake.receive(data, addr, now, self._links.channels())
+        if made is not None:
+            known = self._links.get(made.node_id) is not None
+            if not known and len(self._links) >= MAX_LINKS:
+                raise DropError("links_full")
+        if reply is not None:
+            self._send(reply, addr)
+        if made is None:
+            return
+        before = self._links.get(made.node_id)
+        link = self._links.open(made)
+        if reply is None:
+            self._calls.pop(addr, None)
+        elif addr in self._calls:
+            self._calls[addr].link = link
+        if before is link:
+            self._suspicion.remind(link)
+            return
+        self._suspicion.greet(link, introduce=not self._members.live())
+        self._on_link(link, now)
+
+    def _call_seeds(self, now: Instant) -> None:
+        live = self._members.live()
+        interval_s = self._config.seed_interval_s * (_KNOWN_FACTOR if live else 1)
+        for addr, due_s in self._seeds.items():
+            if due_s > now.mono_s:
+                continue
+            self._seeds[addr] = now.mono_s + interval_s
+            if not self._reached(addr):
+                self.call(addr, now)
+
+    def _reached(self, addr: Address) -> bool:
+        for member in self._members.live():
+            link = self._links.get(member.node_id)
+            if link is not None and addr in (link.address, member.address):
+                return True
+        return False

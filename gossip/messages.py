@@ -1,0 +1,168 @@
+"""The typed messages of protocol version 1 and the claims that members sign.
+
+Owns their fields and limits; never their bytes (codec) nor their effect (the other rooms).
+"""
+
+from typing import NamedTuple
+
+import msgpack
+
+from gossip.sealing import Identity, node_id_of, verify
+
+ID_BYTES = 16
+MAX_BATCH_BYTES = 1000
+MAX_VOLATILE_BYTES = 400
+MAX_HOST_CHARS = 64
+MAX_INCARNATION = (1 << 48) - 1
+PAGE_ENTRIES = 22  # of at most 48 bytes each, so that any page fits a datagram
+
+
+class Claim(NamedTuple):
+    """What a member says of itself: where it is, or (`left`) that it has gone.
+
+    Only the subject can make one, so nobody else can revive, move or bury it. Of two claims the
+    greater (incarnation, left) is the newer.
+    """
+
+    public_key: bytes
+    incarnation: int
+    host: str
+    port: int
+    left: bool
+    signature: bytes
+
+    @property
+    def node_id(self) -> bytes:
+        """Return the subject's id."""
+        return node_id_of(self.public_key)
+
+    @property
+    def order(self) -> tuple[int, bool]:
+        """Return what claims of one subject are ordered by."""
+        return self.incarnation, self.left
+
+    def authentic(self) -> bool:
+        """Tell whether the subject signed this."""
+        return verify(self.public_key, _signed_part(self), self.signature)
+
+
+def _signed_part(claim: Claim) -> bytes:
+    return b"edge-node claim 1" + bytes(msgpack.packb(claim[:5]))
+
+
+def make_claim(
+    identity: Identity, incarnation: int, address: tuple[str, int], *, left: bool = False
+) -> Claim:
+    """Sign a claim about oneself."""
+    draft = Claim(identity.public_key, incarnation, address[0], address[1], left, b"")
+    return draft._replace(signature=identity.sign(_signed_part(draft)))
+
+
+class Ping(NamedTuple):
+    """A direct probe; fingerprint and roster say what the sender knows."""
+
+    number: int
+    fingerprint: bytes
+    roster: bytes
+    volatile: int
+
+
+class Ack(NamedTuple):
+    """The answer to a Ping of the same number."""
+
+    number: int
+    fingerprint: bytes
+    roster: bytes
+    volatile: int
+
+
+class PingRequest(NamedTuple):
+    """Please probe `target` for me."""
+
+    number: int
+    target: bytes
+
+
+class IndirectAck(NamedTuple):
+    """The target of your PingRequest answered."""
+
+    number: int
+
+
+class Announce(NamedTuple):
+    """A claim; `introduce` asks the receiver to pass it to everybody it knows."""
+
+    claim: Claim
+    introduce: bool
+
+
+class Suspect(NamedTuple):
+    """`accuser` got no answer from `subject`, last known at `incarnation`."""
+
+    subject: bytes
+    incarnation: int
+    accuser: bytes
+
+
+class Payload(NamedTuple):
+    """A signed batch verbatim; the origin's public key where the receiver may not know it."""
+
+    raw: bytes
+    public_key: bytes
+
+
+class Received(NamedTuple):
+    """Counters of datagrams that arrived, as (first, last) ranges."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+
+class Knowledge(NamedTuple):
+    """What the sender holds of every origin from `low` to `high`.
+
+    Entries are (origin, epoch, sequence, hash of the live ranges). The receiver sends what the
+    sender lacks and, unless this is a reply, its own page when it lacks something itself.
+    """
+
+    low: bytes
+    high: bytes
+    reply: bool
+    entries: tuple[tuple[bytes, int, int, bytes], ...]
+
+
+class Roster(NamedTuple):
+    """Which claims the sender holds from `low` to `high`, as (id, incarnation, left)."""
+
+    low: bytes
+    high: bytes
+    reply: bool
+    entries: tuple[tuple[bytes, int, bool], ...]
+
+
+class VolatileState(NamedTuple):
+    """The sender's volatile values, as one encoded map; the newest sequence wins."""
+
+    sequence: int
+    blob: bytes
+
+
+class VolatileRequest(NamedTuple):
+    """Please send your volatile values: your ping named a sequence I do not have."""
+
+    have: int
+
+
+Message = (
+    Ping
+    | Ack
+    | PingRequest
+    | IndirectAck
+    | Announce
+    | Suspect
+    | Payload
+    | Received
+    | Knowledge
+    | Roster
+    | VolatileState
+    | VolatileRequest
+)

@@ -1,0 +1,155 @@
+"""The core's only IO: one UDP socket, one timer, and the order of persisting.
+
+Owns the socket and when the core is called; never looks into a datagram. Invariant: batches are
+persisted one at a time in the order in which the core yielded them, since a later sequence must
+never be durable, or sent, before an earlier one.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from math import isfinite
+from typing import Any, cast
+
+from crdt.clock import Instant
+from crdt.log import Batch
+from gossip.events import Address, Event, Persist, Transmit
+from gossip.node import GossipNode
+
+_log = logging.getLogger("edge_node.gossip")
+_BUFFER_BYTES = 1 << 20
+_PERSIST_RETRY_S = 1.0
+_LEAST_DELAY_S = 0.001  # a deadline in the past must not starve the socket
+
+
+class UdpHost(asyncio.DatagramProtocol):
+    """Run a GossipNode on an asyncio (or uvloop) event loop."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.DatagramTransport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline_s = 0.0
+        self._flush_handle: asyncio.Handle | None = None
+        self._persister: asyncio.Task[None] | None = None
+        self._to_persist: asyncio.Queue[Batch] = asyncio.Queue()
+        self.send_errors = 0
+
+    async def start(
+        self,
+        node: GossipNode,
+        bind: Address,
+        persist: Callable[[Batch], Awaitable[None]],
+        on_event: Callable[[Event], None],
+        clock: Callable[[], Instant],
+    ) -> None:
+        """Bind, and run the node until close().
+
+        `persist` is awaited for one batch at a time; when it raises OSError the same batch is
+        tried again a second later, because the ones after it must wait for it. `on_event` is
+        called on the loop and must not block. Raises OSError, naming the address, when the port
+        is taken; the host can then be started again.
+        """
+        self._node, self._persist, self._on_event, self._clock = node, persist, on_event, clock
+        self._loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await self._loop.create_datagram_endpoint(lambda: self, local_addr=bind)
+        except OSError as error:
+            text = f"cannot bind UDP {bind[0]}:{bind[1]}: {error.strerror or error}"
+            raise OSError(error.errno, text) from error
+        self._transport = transport
+        sock = cast(socket.socket, transport.get_extra_info("socket"))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        self._persister = self._loop.create_task(self._persist_in_order())
+        self._flush()
+
+    @property
+    def address(self) -> Address:
+        """Return the address that the socket is bound to."""
+        assert self._transport is not None, "not started"
+        name = self._transport.get_extra_info("sockname")
+        return name[0], name[1]
+
+    def kick(self) -> None:
+        """Carry out what the core wants; call it after any call of the node."""
+        if self._flush_handle is None and self._transport is not None:
+            self._flush_handle = self._loop.call_soon(self._flush)
+
+    async def close(self) -> None:
+        """Send what is ready, stop the timer and close the socket; idempotent.
+
+        Batches not yet persisted are dropped: they were visible to nobody.
+        """
+        if self._transport is None:
+            return
+        self._flush()
+        transport, self._transport = self._transport, None
+        for handle in (self._timer, self._flush_handle):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._flush_handle = None
+        if self._persister is not None:
+            self._persister.cancel()
+            await asyncio.gather(self._persister, return_exceptions=True)
+        transport.close()
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        """Pass a datagram to the core (called by the loop)."""
+        self._node.receive_datagram(data, (addr[0], addr[1]), self._clock())
+        self.kick()
+
+    def error_received(self, exc: Exception) -> None:
+        """Count a send that failed: a peer's closed port says so here (called by the loop)."""
+        self.send_errors += 1
+
+    def _flush(self) -> None:
+        self._flush_handle = None
+        if self._transport is None:
+            return
+        while (output := self._node.poll()) is not None:
+            if isinstance(output, Transmit):
+                self._send(output)
+            elif isinstance(output, Persist):
+                self._to_persist.put_nowait(output.batch)
+            else:  # by the loop, in order: a listener that raises must not stop the node
+                self._loop.call_soon(self._on_event, output)
+        self._arm()
+
+    def _send(self, output: Transmit) -> None:
+        assert self._transport is not None
+        try:
+            self._transport.sendto(output.data, output.addr)
+        except (OSError, ValueError):  # no route, or an address that this socket cannot reach
+            self.send_errors += 1
+
+    def _arm(self) -> None:
+        deadline_s = self._node.next_deadline()
+        if self._timer is not None:
+            if deadline_s == self._deadline_s:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if isfinite(deadline_s) or deadline_s < 0:
+            delay_s = max(_LEAST_DELAY_S, deadline_s - self._clock().mono_s)
+            self._deadline_s = deadline_s
+            self._timer = self._loop.call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._clock()
+        # uvloop fires up to half a millisecond early; the core would then have nothing to do
+        self._node.handle_timer(now._replace(mono_s=max(now.mono_s, self._deadline_s)))
+        self._flush()
+
+    async def _persist_in_order(self) -> None:
+        while True:
+            batch = await self._to_persist.get()
+            while True:
+                try:
+                    await self._persist(batch)
+                    break
+                except OSError as error:
+                    _log.warning("a batch could not be persisted, trying again: %s", error)
+                    await asyncio.sleep(_PERSIST_RETRY_S)
+            self._node.persisted(batch, self._clock())
+            self.kick()

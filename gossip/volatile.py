@@ -1,0 +1,95 @@
+"""Values that live only while they are fresh: load and the like.
+
+Owns this node's and the peers' volatile maps; never the log, the journal or the fingerprint.
+Invariant: of one boot of an owner the newest sequence wins, and only the owner itself is heard.
+"""
+
+from collections.abc import Callable
+from math import inf
+
+from crdt.clock import Instant
+from crdt.codec import DecodeError, Value, decode_value, encode_value
+from gossip.broadcast import Link, Links
+from gossip.config import GossipConfig
+from gossip.members import Members
+from gossip.messages import MAX_VOLATILE_BYTES, VolatileRequest, VolatileState
+
+
+class Volatiles:
+    """Push this node's volatile map to the live, and keep theirs."""
+
+    def __init__(
+        self,
+        config: GossipConfig,
+        members: Members,
+        links: Links,
+        count: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._members = members
+        self._links = links
+        self._count = count
+        self._own: dict[str, Value] = {}
+        self._blob = b""
+        self._others: dict[bytes, dict[str, Value]] = {}
+        self._due_s = inf
+        self._pushed_s = -inf
+        self.sequence = 0
+
+    def set(self, key: str, value: Value, now: Instant) -> None:
+        """Set one of this node's values; ValueError (nothing changed) above 400 bytes in all."""
+        draft = {**self._own, key: value}
+        blob = encode_value(draft)
+        if len(blob) > MAX_VOLATILE_BYTES:
+            raise ValueError(f"volatile state of {len(blob)} bytes; at most {MAX_VOLATILE_BYTES}")
+        if blob == self._blob:
+            return
+        self._own, self._blob = draft, blob
+        self.sequence += 1
+        self._due_s = max(now.mono_s, self._pushed_s + self._config.volatile_interval_s)
+
+    def get(self, node_id: bytes, key: str) -> Value | None:
+        """Return a value of a live member's or of this node's, or None."""
+        if node_id == self._members.node_id:
+            return self._own.get(key)
+        member = self._members.get(node_id)
+        if member is None or not member.live:
+            return None
+        return self._others.get(node_id, {}).get(key)
+
+    def deadline(self) -> float:
+        """Return when the next push is due, in mono seconds."""
+        return self._due_s
+
+    def tick(self, now: Instant) -> None:
+        """Push to every live peer when due."""
+        if now.mono_s < self._due_s:
+            return
+        self._due_s, self._pushed_s = inf, now.mono_s
+        for member in self._members.live():
+            link = self._links.get(member.node_id)
+            if link is not None:
+                self._links.post(link, VolatileState(self.sequence, self._blob))
+
+    def observe(self, link: Link, sequence: int) -> None:
+        """Ask for what a ping or ack says is newer than what arrived."""
+        if sequence > link.volatile_sequence:
+            self._links.post(link, VolatileRequest(link.volatile_sequence))
+
+    def on_state(self, link: Link, message: VolatileState, now: Instant) -> None:
+        """Take a peer's newer map; raises DecodeError, having changed nothing."""
+        if message.sequence <= link.volatile_sequence:
+            return
+        value = decode_value(message.blob)
+        if not isinstance(value, dict):
+            raise DecodeError("volatile state is not a map")
+        link.volatile_sequence = message.sequence
+        self._others[link.node_id] = value
+        live = {member.node_id for member in self._members.live()}
+        if len(self._others) > 2 * len(live) + 16:  # forget the gone, now and then
+            self._others = {key: one for key, one in self._others.items() if key in live}
+
+    def on_request(self, link: Link, message: VolatileRequest, now: Instant) -> None:
+        """Answer a peer that lacks the newest."""
+        if self.sequence > message.have:
+            self._links.post(link, VolatileState(self.sequence, self._blob))

@@ -1,0 +1,1 @@
+"""Simulated fleets: the daemon's own code under virtual time."""

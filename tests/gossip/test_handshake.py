@@ -1,0 +1,173 @@
+"""Meeting an unknown boot."""
+
+import random
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from crdt.clock import Instant
+from gossip.handshake import Established, Handshake
+from gossip.sealing import DropError, Identity, parse_header
+from tests.gossip.examples import IDENTITY, OTHER
+
+SECRET = b"the fleet's own secret"
+HERE, THERE = ("192.0.2.1", 1), ("192.0.2.2", 2)
+NOW = Instant(1000.0, 0)
+
+
+def later(seconds: float) -> Instant:
+    return Instant(NOW.mono_s + seconds, 0)
+
+
+def party(identity: Identity, seed: int, secret: bytes = SECRET) -> Handshake:
+    rng = random.Random(seed)
+    exchange = X25519PrivateKey.from_private_bytes(rng.randbytes(32))
+    return Handshake(identity, secret, rng.randbytes(16), exchange)
+
+
+def run(one: Handshake, two: Handshake) -> tuple[Established, Established, list[bytes]]:
+    hello = one.hello(THERE, NOW)
+    challenge, nothing = two.receive(hello, HERE, NOW, {})
+    assert challenge is not None
+    assert nothing is None
+    confirm, mine = one.receive(challenge, THERE, later(0.2), {})
+    assert confirm is not None
+    assert mine is not None
+    reply, theirs = two.receive(confirm, HERE, later(0.3), {})
+    assert reply is None
+    assert theirs is not None
+    return mine, theirs, [hello, challenge, confirm]
+
+
+def test_both_sides_learn_who_and_where_and_share_keys() -> None:
+    mine, theirs, datagrams = run(party(IDENTITY, 1), party(OTHER, 2))
+    assert (mine.node_id, mine.address) == (OTHER.node_id, THERE)
+    assert (theirs.node_id, theirs.address) == (IDENTITY.node_id, HERE)
+    assert mine.rtt_s == pytest.approx(0.2)
+    _, data = mine.channel.seal(b"hi")
+    _, _, index, counter = parse_header(data)
+    assert index == theirs.channel.local
+    assert theirs.channel.open(data, counter) == b"hi"
+    _, data = theirs.channel.seal(b"ho")
+    assert mine.channel.open(data, parse_header(data)[3]) == b"ho"
+    assert len({len(datagram) for datagram in datagrams}) == 1, "a reply is never larger"
+
+
+def test_wrong_secret_is_a_broken_seal() -> None:
+    hello = party(IDENTITY, 1, b"another fleet's secret").hello(THERE, NOW)
+    with pytest.raises(DropError, match="seal"):
+        party(OTHER, 2).receive(hello, HERE, NOW, {})
+
+
+def test_every_flipped_byte_is_refused() -> None:
+    two = party(OTHER, 2)
+    hello = party(IDENTITY, 1).hello(THERE, NOW)
+    for position in range(len(hello)):
+        broken = bytearray(hello)
+        broken[position] ^= 1
+        if position in (0, 1):  # version and kind are read before; the seal covers them as well
+            continue
+        with pytest.raises(DropError, match="seal"):
+            two.receive(bytes(broken), HERE, NOW, {})
+
+
+def test_member_cannot_speak_for_another() -> None:
+    class Forger(Identity):
+        def __init__(self) -> None:
+            self._own = Identity.from_private_bytes(bytes(32))
+            self.public_key, self.node_id = IDENTITY.public_key, IDENTITY.node_id
+
+        def sign(self, message: bytes) -> bytes:
+            return self._own.sign(message)
+
+    with pytest.raises(DropError, match="handshake"):
+        party(OTHER, 2).receive(party(Forger(), 1).hello(THERE, NOW), HERE, NOW, {})
+
+
+def test_own_reflection_is_refused() -> None:
+    one = party(IDENTITY, 1)
+    with pytest.raises(DropError, match="self"):
+        one.receive(one.hello(THERE, NOW), THERE, NOW, {})
+
+
+def test_challenge_counts_once_and_only_from_where_hello_went() -> None:
+    one, two = party(IDENTITY, 1), party(OTHER, 2)
+    challenge, _ = two.receive(one.hello(THERE, NOW), HERE, NOW, {})
+    assert challenge is not None
+    with pytest.raises(DropError, match="handshake"):
+        one.receive(challenge, HERE, NOW, {})
+    one.receive(challenge, THERE, NOW, {})
+    with pytest.raises(DropError, match="handshake"):
+        one.receive(challenge, THERE, NOW, {})
+
+
+def test_cookie_is_bound_to_address_and_time() -> None:
+    one, two = party(IDENTITY, 1), party(OTHER, 2)
+    challenge, _ = two.receive(one.hello(THERE, NOW), HERE, NOW, {})
+    assert challenge is not None
+    confirm, _ = one.receive(challenge, THERE, NOW, {})
+    assert confirm is not None
+    for address, when in ((THERE, NOW), (HERE, later(25))):
+        with pytest.raises(DropError, match="handshake"):
+            two.receive(confirm, address, when, {})
+    two.receive(confirm, HERE, later(5), {})
+
+
+def test_confirm_to_an_earlier_boot_is_refused() -> None:
+    one, two = party(IDENTITY, 1), party(OTHER, 2)
+    _, _, (_, _, confirm) = run(one, two)
+    with pytest.raises(DropError, match="handshake"):
+        party(OTHER, 3).receive(confirm, HERE, later(0.3), {})
+
+
+def test_replaced_boot_never_comes_back() -> None:
+    one, two = party(IDENTITY, 1), party(OTHER, 2)
+    _, theirs, (_, _, confirm) = run(one, two)
+    two.retire(theirs.boot, theirs.channel, True)
+    with pytest.raises(DropError, match="handshake"):
+        two.receive(confirm, HERE, later(1), {})
+
+
+def test_repeated_handshake_keeps_the_channel_and_its_window() -> None:
+    one, two = party(IDENTITY, 1), party(OTHER, 2)
+    mine, theirs, _ = run(one, two)
+    _, data = mine.channel.seal(b"once")
+    theirs.channel.open(data, parse_header(data)[3])
+    challenge, _ = two.receive(one.hello(THERE, NOW), HERE, NOW, {theirs.boot: theirs.channel})
+    assert challenge is not None
+    confirm, again = one.receive(challenge, THERE, NOW, {mine.boot: mine.channel})
+    assert confirm is not None
+    _, theirs_again = two.receive(confirm, HERE, NOW, {theirs.boot: theirs.channel})
+    assert again is not None
+    assert theirs_again is not None
+    assert again.channel is mine.channel
+    assert theirs_again.channel is theirs.channel
+    with pytest.raises(DropError, match="replay"):
+        theirs.channel.open(data, parse_header(data)[3])
+
+
+def test_one_sided_loss_of_a_channel_opens_no_door_to_replays() -> None:
+    one, two = party(IDENTITY, 1), party(OTHER, 2)
+    mine, theirs, _ = run(one, two)
+    old = [theirs.channel.seal(b"old")[1] for _ in range(3)]
+    used = mine.channel.counter = 7
+    one.retire(mine.boot, mine.channel, False)  # e.g. it held the peer for down
+    challenge, _ = two.receive(one.hello(THERE, NOW), HERE, NOW, {theirs.boot: theirs.channel})
+    assert challenge is not None
+    _, again = one.receive(challenge, THERE, NOW, {})
+    assert again is not None
+    for data in old:
+        with pytest.raises(DropError, match="replay"):
+            again.channel.open(data, parse_header(data)[3])
+    assert again.channel.counter >= used, "a counter of the same keys must not come twice"
+
+
+def test_cut_and_lengthened_handshakes_are_refused() -> None:
+    one, two = party(IDENTITY, 1), party(OTHER, 2)
+    hello = one.hello(THERE, NOW)
+    for data in (hello[:-1], hello[:40], hello + b"\0"):
+        with pytest.raises(DropError, match="seal"):
+            two.receive(data, HERE, NOW, {})
+    short = one._seal.seal(b"authentic but short")
+    with pytest.raises(DropError, match="decode"):
+        two.receive(short, HERE, NOW, {})

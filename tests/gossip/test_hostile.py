@@ -1,0 +1,320 @@
+"""Whatever comes from the network changes nothing unless it is authentic and whole."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gossip.codec import encode_message, join_messages
+from gossip.events import Transmit
+from gossip.messages import (
+    Ack,
+    Announce,
+    Claim,
+    IndirectAck,
+    Knowledge,
+    Message,
+    Payload,
+    Ping,
+    PingRequest,
+    Received,
+    Roster,
+    Suspect,
+    VolatileRequest,
+    VolatileState,
+    make_claim,
+)
+from gossip.sealing import Identity
+from simnet.world import Host, World
+from tests.gossip.examples import OTHER
+
+
+def drops(host: Host) -> dict[str, int]:
+    counters = host.running.counters
+    return {name: count for name, count in counters.items() if name.startswith("dropped_")}
+
+
+def snapshot(host: Host) -> tuple[Any, ...]:
+    """Everything that a datagram could change for good."""
+    node = host.running
+    views = [view[:4] for view in node.members()]
+    load = [node.volatile(view.node_id, "load") for view in node.members()]
+    return views, load, host.store.fingerprint(), host.store.knowledge(), len(host.events)
+
+
+class Stage:
+    """A settled fleet of three, and every datagram that led to it."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.world = World(seed)
+        self.world.network.faults.jitter_s = 0.0  # in order, so that all of it is accepted
+        self.tapped: list[tuple[Host, Transmit]] = []
+        self.world.tap = lambda source, output: self.tapped.append((source, output))
+        self.one, self.two, self.three = self.world.fleet(3)
+        self.world.run(1)
+        for host in (self.one, self.two):
+            host.set_owner("key", host.name)
+            host.running.set_volatile("load", 1, host.now())
+        self.world.run(5)
+
+    def to(self, target: Host) -> list[tuple[Host, Transmit]]:
+        return [(source, out) for source, out in self.tapped if out.addr == target.address]
+
+    def send(self, payload: bytes) -> None:
+        """Let n1 send an authentic datagram with any payload to n0."""
+        link = self.two.running._links.get(self.one.node_id)
+        assert link is not None
+        _, data = link.channel.seal(payload)
+        self.one.running.receive_datagram(data, self.two.address, self.one.now())
+        self.discard()
+
+    def discard(self) -> None:
+        while self.one.running.poll() is not None:
+            pass
+
+
+def expect_drop(stage: Stage, data: bytes, source: Host, reasons: set[str]) -> None:
+    target = stage.one
+    before, counts = snapshot(target), drops(target)
+    target.running.receive_datagram(data, source.address, target.now())
+    assert snapshot(target) == before
+    fresh = {name for name, count in drops(target).items() if count != counts.get(name, 0)}
+    assert len(fresh) == 1
+    assert fresh <= {"dropped_" + reason for reason in reasons}
+    output = target.running.poll()
+    while output is not None:
+        assert isinstance(output, Transmit)
+        assert len(output.data) <= len(data), "no reply is larger than its request"
+        output = target.running.poll()
+
+
+def test_every_replayed_datagram_is_refused() -> None:
+    stage = Stage()
+    for source, output in stage.to(stage.one):
+        if output.data[0] & 15 == 1:  # handshakes have a test of their own
+            continue
+        expect_drop(stage, output.data, source, {"replay"})
+
+
+def test_replayed_handshakes_change_nothing() -> None:
+    stage = Stage()
+    stage.world.run(30)
+    before = snapshot(stage.one)
+    for source, output in stage.to(stage.one):
+        if output.data[0] & 15 == 1:
+            stage.one.running.receive_datagram(output.data, source.address, stage.one.now())
+            reply = stage.one.running.poll()
+            if reply is not None:
+                assert isinstance(reply, Transmit)
+                assert len(reply.data) <= len(output.data)
+    assert snapshot(stage.one) == before
+    stage.world.run(10)
+    assert stage.world.all_live()
+
+
+def test_replays_into_a_new_boot_are_refused() -> None:
+    stage = Stage()
+    recorded = stage.to(stage.one)
+    stage.one.crash()
+    stage.one.start()
+    stage.world.run(5)
+    before = snapshot(stage.one)
+    for source, output in recorded:
+        stage.one.running.receive_datagram(output.data, source.address, stage.one.now())
+        stage.discard()
+    assert snapshot(stage.one) == before
+
+
+@pytest.mark.parametrize("size", [0, 1, 11, 12, 28, 100, 1000])
+def test_truncated_datagrams_are_refused(size: int) -> None:
+    stage = Stage()
+    for source, output in stage.to(stage.one):
+        if size < len(output.data):
+            reasons = {"truncated", "seal", "channel", "replay"}
+            expect_drop(stage, output.data[:size], source, reasons)
+
+
+def test_oversized_datagrams_are_refused() -> None:
+    stage = Stage()
+    for source, output in stage.to(stage.one):
+        data = output.data + bytes(1201 - len(output.data))
+        expect_drop(stage, data, source, {"oversize"})
+    expect_drop(stage, bytes(65507), stage.two, {"oversize"})
+
+
+def test_every_flipped_bit_is_refused() -> None:
+    stage = Stage()
+    link = stage.two.running._links.get(stage.one.node_id)
+    assert link is not None
+    _, data = link.channel.seal(join_messages([encode_message(Ping(9, bytes(16), bytes(8), 9))]))
+    for bit in range(len(data) * 8):
+        broken = bytearray(data)
+        broken[bit // 8] ^= 1 << bit % 8
+        expect_drop(stage, bytes(broken), stage.two, {"seal", "channel", "version", "replay"})
+    stage.one.running.receive_datagram(data, stage.two.address, stage.one.now())
+    assert isinstance(stage.one.running.poll(), Transmit)
+
+
+def test_member_cannot_use_another_members_channel() -> None:
+    stage = Stage()
+    link = stage.three.running._links.get(stage.one.node_id)
+    theirs = stage.two.running._links.get(stage.one.node_id)
+    assert link is not None
+    assert theirs is not None
+    _, data = link.channel.seal(join_messages([encode_message(VolatileState(99, b"\x80"))]))
+    forged = data[:2] + theirs.channel.remote + data[6:]
+    expect_drop(stage, forged, stage.two, {"seal", "replay"})
+
+
+def test_forged_claims_and_batches_change_nothing() -> None:
+    stage = Stage()
+    victim = stage.three
+    real = make_claim(victim.identity, 9, victim.address)
+    forged: list[Message] = [
+        Announce(real._replace(incarnation=10), False),
+        Announce(real._replace(left=True), False),
+        Announce(real._replace(port=1), True),
+        Announce(real._replace(signature=bytes(64)), False),
+        Announce(make_claim(OTHER, 1, ("10.0.0.9", 1))._replace(signature=bytes(64)), False),
+        Payload(b"no batch at all", b""),
+        Payload(bytes(700), OTHER.public_key),
+    ]
+    raw = stage.one.store.live_batches(stage.two.node_id)[0]
+    newer = bytearray(raw)
+    newer[-1] ^= 1
+    forged += [Payload(bytes(newer), b""), Payload(raw[:-1], b""), Payload(raw + b"\0", b"")]
+    for message in forged:
+        before, counters = snapshot(stage.one), dict(stage.one.running.counters)
+        stage.send(join_messages([encode_message(message)]))
+        assert snapshot(stage.one) == before, message
+        after = stage.one.running.counters
+        named = ("dropped_claim", "dropped_decode", "batches_bad_signature", "batches_forked")
+        assert sum(after.get(name, 0) for name in named) > sum(
+            counters.get(name, 0) for name in named
+        ), message
+
+
+def test_fork_is_proved_to_all_and_silences_its_author() -> None:
+    stage = Stage()
+    twin = World(99)
+    copy = twin.add("copy")
+    copy.identity = stage.two.identity
+    copy.start()
+    copy.set_owner("key", "something else")
+    twin.run(1)
+    raw = copy.store.live_batches(copy.node_id)[0]
+    stage.send(join_messages([encode_message(Payload(raw, b""))]))
+    assert stage.one.running.counters["batches_forked"] == 1
+    assert stage.one.store.owner(stage.two.node_id, "key") is None
+    stage.world.run(20)
+    assert stage.three.store.owner(stage.two.node_id, "key") is None
+
+
+def test_suspicion_spread_by_a_liar_is_refuted() -> None:
+    stage = Stage()
+    for _ in range(5):
+        rumour = Suspect(stage.three.node_id, stage.three.running.incarnation, stage.two.node_id)
+        stage.send(join_messages([encode_message(rumour)]))
+        stage.world.run(4)
+        assert stage.world.all_live()
+
+
+def test_handshake_flood_is_limited_and_heals() -> None:
+    stage = Stage()
+    stranger = stage.world.add("stranger")
+    stranger.start()
+    for port in range(1000):
+        data = stranger.running._contact._handshake.hello(stage.one.address, stranger.now())
+        stage.one.running.receive_datagram(data, ("10.0.0.66", port + 1), stage.one.now())
+    stage.discard()
+    assert stage.one.running.counters["dropped_handshake_rate"] >= 700
+    stage.world.run(20)
+    assert stage.one.running.counters["in_datagrams"] > 1000
+    assert len(stage.one.running._links) == 2
+
+
+def test_flood_without_the_secret_keeps_nobody_out() -> None:
+    stage = Stage()
+    for index in range(2000):
+        data = b"\x11\0" + index.to_bytes(4, "big") * 50
+        stage.one.running.receive_datagram(data, ("10.0.0.66", 6), stage.one.now())
+    newcomer = stage.world.add("newcomer")
+    newcomer.seeds.append(stage.one.address)
+    newcomer.start()
+    stage.world.run(0.5)
+    assert stage.world.all_live()
+    assert stage.one.running.counters["dropped_seal"] == 2000
+
+
+STAGE = Stage(7)
+ids = st.sampled_from([STAGE.one.node_id, STAGE.two.node_id, STAGE.three.node_id, bytes(16)])
+some_id = ids | st.binary(min_size=16, max_size=16)
+number = st.integers(0, 5) | st.integers(0, 2**48 - 1)
+claims = st.builds(
+    Claim,
+    st.sampled_from([OTHER.public_key, STAGE.one.identity.public_key, bytes(32)]),
+    number,
+    st.text("abc.:", min_size=1, max_size=64),
+    st.integers(0, 65535),
+    st.booleans(),
+    st.binary(min_size=64, max_size=64),
+) | st.builds(
+    make_claim,
+    st.sampled_from([OTHER, Identity.from_private_bytes(bytes(32))]),
+    number,
+    st.just(("10.0.0.77", 5)),
+)
+entries = st.lists(
+    st.tuples(some_id, number, number, st.binary(min_size=8, max_size=8)), max_size=22
+)
+rows = st.lists(st.tuples(some_id, number, st.booleans()), max_size=22)
+hash16, hash8 = st.binary(min_size=16, max_size=16), st.binary(min_size=8, max_size=8)
+messages: st.SearchStrategy[Message] = st.one_of(
+    st.builds(Ping, number, hash16, hash8, number),
+    st.builds(Ack, number, hash16, hash8, number),
+    st.builds(PingRequest, number, some_id),
+    st.builds(IndirectAck, number),
+    st.builds(Announce, claims, st.booleans()),
+    st.builds(Suspect, some_id, number, some_id),
+    st.builds(
+        Payload, st.binary(min_size=1, max_size=1000), st.sampled_from([b"", OTHER.public_key])
+    ),
+    st.builds(Received, st.lists(st.tuples(number, number), max_size=64).map(tuple)),
+    st.builds(Knowledge, some_id, some_id, st.booleans(), entries.map(tuple)),
+    st.builds(Roster, some_id, some_id, st.booleans(), rows.map(tuple)),
+    st.builds(VolatileState, number, st.binary(min_size=1, max_size=400)),
+    st.builds(VolatileRequest, number),
+)
+
+
+@given(st.binary(max_size=1300), st.booleans())
+def test_any_datagram_is_taken_or_counted(data: bytes, aimed: bool) -> None:
+    if aimed:  # past the header checks
+        data = b"\x12\0" + data if len(data) % 2 else b"\x11\0" + data
+    before, counts = snapshot(STAGE.one), sum(drops(STAGE.one).values())
+    STAGE.one.running.receive_datagram(data, ("10.6.6.6", 6), STAGE.one.now())
+    assert sum(drops(STAGE.one).values()) == counts + 1
+    assert snapshot(STAGE.one) == before
+
+
+@given(st.binary(min_size=1, max_size=400))
+def test_any_opened_payload_is_taken_or_counted(payload: bytes) -> None:
+    STAGE.send(payload)
+
+
+@given(st.lists(messages, min_size=1, max_size=4))
+@settings(max_examples=300)
+def test_any_messages_of_a_member_leave_a_working_node(batch: list[Message]) -> None:
+    STAGE.send(join_messages([encode_message(message) for message in batch]))
+    STAGE.world.run(0.05)
+    view = next(view for view in STAGE.one.running.members() if view.state == "self")
+    assert view.node_id == STAGE.one.node_id
+
+
+def test_stage_still_works_after_all_that() -> None:
+    STAGE.world.run(60)
+    STAGE.three.set_owner("after", 1)
+    STAGE.world.run(20)
+    assert STAGE.one.store.owner(STAGE.three.node_id, "after") == 1
+    assert STAGE.one.running.next_deadline() > STAGE.world.now_s
