@@ -171,6 +171,8 @@ class Daemon:
             Signer(self.identity.node_id, self.boot, self.secret), self.address_of, self.name_of
         )
         manifest = load_manifest(config.model.manifest)
+        if manifest.name != config.model.name:
+            raise ModelError(f"[model] name: the manifest holds {manifest.name}; name that one")
         self.agents = Agents(
             self.identity.node_id,
             config.node.name,

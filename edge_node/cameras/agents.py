@@ -20,6 +20,7 @@ from edge_node.placement.choose import Decision, choose
 from edge_node.placement.view import SILENT_AFTER_S, FleetView, Option
 from edge_node.workers import CameraSpec, FrameReady, Inference, ModelError, Shed, WorkerHandle
 
+MAX_DEADLINE_MS = 60_000
 MAX_IN_FLIGHT = 16
 """Frames of one agent under way at once; a newer one is shed at once."""
 
@@ -71,10 +72,11 @@ class AgentSpec:
                 noise_sigma=float(record["noise_sigma"]),
                 takeover=bool(record["takeover"]),
             )
-        except (KeyError, TypeError) as error:
+            spec.camera()  # checks what the worker will want
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"agent {name}: {error!r}") from error
-        if not (0 < spec.fps <= 240 and spec.deadline_ms > 0 and spec.tier in (1, 2, 3)):
-            raise ValueError(f"agent {name}: fps, deadline_ms or tier out of range")
+        if not (0 < spec.deadline_ms <= MAX_DEADLINE_MS and spec.tier in (1, 2, 3)):
+            raise ValueError(f"agent {name}: deadline_ms or tier out of range")
         return spec
 
     def record(self) -> dict[str, Any]:
