@@ -197,7 +197,7 @@ class AcceleratorConfig:
         "empty means the provider's first.",
     )
     share: float = setting(
-        fields.number(0.05, 1.0, "of one core"),
+        fields.number(0.001, 1.0, "of one core"),
         1.0,
         "Part of the time that inference may use; the rest is left to other programs.",
     )

@@ -55,6 +55,8 @@ from gossip import (
     GossipNode,
     MemberDown,
     MemberLeft,
+    MemberSuspect,
+    MemberUp,
     StateChanged,
     verify,
 )
@@ -274,13 +276,12 @@ class Daemon:
         match event:
             case StateChanged(changes=changes):
                 self._state_changed(changes)
-            case MemberDown(node_id=node) | MemberLeft(node_id=node):
-                self.view.forget(node)
+            case MemberUp() | MemberSuspect() | MemberDown() | MemberLeft():
+                word = type(event).__name__.removeprefix("Member").lower()
+                log.info("node %s is %s", self.name_of(event.node_id), word)
+                if isinstance(event, MemberDown | MemberLeft):
+                    self.view.forget(event.node_id)
                 self._reconcile.set()
-            case _:
-                self._reconcile.set()
-        if not isinstance(event, StateChanged):
-            log.info("%s", event)
 
     def _state_changed(self, changes: tuple[Change, ...]) -> None:
         self._reconcile.set()

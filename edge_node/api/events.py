@@ -7,6 +7,7 @@ oldest. Invariant: `publish` neither waits nor grows without bound.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator
@@ -140,7 +141,8 @@ async def stream(
             following.exception()  # an end that came with the shutdown needs no report
         stop.cancel()
         streams.discard(stop)
-    await response.write_eof()
+    with contextlib.suppress(ConnectionError):  # it may leave while the daemon stops
+        await response.write_eof()
     return response
 
 
