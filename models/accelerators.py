@@ -104,6 +104,8 @@ def worker_environment() -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     # One process per accelerator is the unit of parallelism; numpy's own threads only contend.
     environment["OPENBLAS_NUM_THREADS"] = environment["OMP_NUM_THREADS"] = "1"
+    # ONNX Runtime's own switch: without it, it writes telemetry files into the user's folders.
+    environment["ORT_DISABLE_TELEMETRY"] = "1"
     return environment
 
 
