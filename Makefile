@@ -46,10 +46,11 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(patsubst tests/bench/%.py,bench-%,$(wildcard tests/bench/[a-z]*.py))
+BENCHES := $(filter-out report,$(patsubst tests/bench/%.py,%,$(wildcard tests/bench/[a-z]*.py)))
+
+bench: $(BENCHES:%=bench-%)
 
 bench-%: $(STAMP)
-	@mkdir -p .bench
 	$(BIN)/python -m tests.bench.$*
 
 soak: $(STAMP)

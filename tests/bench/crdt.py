@@ -4,14 +4,13 @@ Prints thread-CPU microseconds (the median over repetitions) and writes .bench/c
 """
 
 import gc
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from crdt import MAX_ENTRIES, Batch, MergeStatus, decode_batch
 from crdt.codec import encode_batch, encode_entry
+from tests.bench.report import Figure, report
 from tests.crdt.replicas import NOW, Replica
 
 KEYS = 10_000
@@ -53,14 +52,12 @@ def crowd(reader: Replica) -> None:
     assert len(reader.store.owners()) == KEYS
 
 
-def measure() -> list[dict[str, object]]:
+def measure() -> list[Figure]:
     """Return the figures."""
-    rows: list[dict[str, object]] = []
+    rows: list[Figure] = []
 
     def row(figure: str, value: float, note: str) -> None:
-        rows.append(
-            {"figure": figure, "value": round(value, 2), "op": "<=", "target": None, "note": note}
-        )
+        rows.append(Figure(figure, value, note=note))
 
     writer, batches = full_batches(1, ROUNDS)
     size = f"16 entries, {len(batches[-1].raw)} bytes"
@@ -109,12 +106,7 @@ def measure() -> list[dict[str, object]]:
 
 def main() -> None:
     """Measure, print, write."""
-    rows = measure()
-    for entry in rows:
-        print(f"{entry['figure']:<28} {entry['value']:>9} us  {entry['note']}")
-    path = Path(".bench/crdt.json")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    report("crdt", measure())
 
 
 if __name__ == "__main__":

@@ -5,13 +5,11 @@ check), schedule the acknowledgement, poll the events. `python -m tests.bench.go
 prints the table and writes .bench/gossip_datagram.json.
 """
 
-import json
 import os
 import random
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
@@ -23,8 +21,8 @@ from gossip.events import Persist, Transmit
 from gossip.messages import Payload
 from gossip.node import GossipNode
 from gossip.sealing import Identity, verify
+from tests.bench.report import Figure, report
 
-OUTPUT = Path(".bench/gossip_datagram.json")
 SECRET = b"the fleet's own secret"
 ROUNDS = 3000
 Verify = Callable[[bytes, bytes, bytes], bool]
@@ -157,7 +155,7 @@ def main() -> None:
     aes, chacha = AESGCM(os.urandom(32)), ChaCha20Poly1305(os.urandom(32))
     body = join_messages([encode_message(Payload(raw, b""))])
     note = f"thread CPU, median, one batch of 16 records, datagram of {size} bytes"
-    figures: list[tuple[str, float, float | None, str]] = [
+    figures = [
         ("receive one full batch, no signature check, us", bare_us, 80, note),
         ("receive one full batch, signature checked, us", full_us, 220, note),
         ("send one durable batch to one peer, us", send_us, None, note),
@@ -187,15 +185,10 @@ def main() -> None:
             "1,100 bytes, to compare",
         ),
     ]
-    rows = [
-        {"figure": name, "value": value, "op": "<=", "target": target, "note": remark}
-        for name, value, target, remark in figures
-    ]
-    for row in rows:
-        target = "" if row["target"] is None else f"(target <= {row['target']})"
-        print(f"{row['figure']:<52}{row['value']:>8} {target}")
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps(rows, indent=1) + "\n")
+    report(
+        "gossip_datagram",
+        [Figure(name, value, "<=", target, remark) for name, value, target, remark in figures],
+    )
 
 
 if __name__ == "__main__":

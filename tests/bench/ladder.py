@@ -6,7 +6,6 @@ EDGE_NODE_ASSETS set it also replays footage and compares every reused answer wi
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
@@ -22,9 +21,9 @@ from models.images import Pixels, Scaler, fitted
 from models.manifest import load_manifest
 from models.sessions import Session, open_warm
 from models.wire import Box
+from tests.bench.report import Figure, report
 from tests.clips import noisy, picture
 
-Figure = dict[str, object]
 CLIPS = {
     "quiet": "videos/one-by-one-person-detection.mp4",
     "highway": "videos/bgs_video02.avi",
@@ -65,10 +64,10 @@ def costs(session: Session) -> list[Figure]:
     prefix, size = f"ladder.{session.model.variant}", frames[0].pixels.shape[:2]
     note = f"{size[0]} x {size[1]}, one thread, one run"
     return [
-        figure(f"{prefix}.full_ms", full_ms, None, None, note),
-        figure(f"{prefix}.check_ms", check_ms, None, None, note),
-        figure(f"{prefix}.check_share", check_ms / full_ms, "<=", 0.25, "check / full pass"),
-        figure(f"{prefix}.noise_reused", reused / 60, ">=", 1.0, "still scene, noise sigma 2"),
+        Figure(f"{prefix}.full_ms", full_ms, note=note),
+        Figure(f"{prefix}.check_ms", check_ms, note=note),
+        Figure(f"{prefix}.check_share", check_ms / full_ms, "<=", 0.25, "check / full pass"),
+        Figure(f"{prefix}.noise_reused", reused / 60, ">=", 1.0, "still scene, noise sigma 2"),
     ]
 
 
@@ -90,8 +89,8 @@ def footage(session: Session, name: str, path: Path) -> list[Figure]:
     enough = "" if boxes_full >= 200 else f"not enough: {boxes_full} boxes"
     prefix = f"ladder.{session.model.variant}.{name}"
     return [
-        figure(f"{prefix}.reused", reused / count, None, None, f"of {count} frames"),
-        figure(f"{prefix}.f1", agreement, ">=", 0.98 if not enough else None, enough),
+        Figure(f"{prefix}.reused", reused / count, note=f"of {count} frames"),
+        Figure(f"{prefix}.f1", agreement, ">=", 0.98 if not enough else None, enough),
     ]
 
 
@@ -130,12 +129,6 @@ def iou(a: Box, b: Box) -> float:
     return both / union if union else 0.0
 
 
-def figure(name: str, value: float, op: str | None, target: float | None, note: str) -> Figure:
-    """Return one row of the report."""
-    target_op = op if target is not None else None
-    return {"figure": name, "value": value, "op": target_op, "target": target, "note": note}
-
-
 def main() -> None:
     """Print the table and write `.bench/ladder.json`."""
     rows: list[Figure] = []
@@ -146,13 +139,9 @@ def main() -> None:
         for name, file in CLIPS.items():
             if (path := Path(assets) / file).is_file():
                 rows += footage(session, name, path)
-    for row in rows:
-        wanted = f"{row['op']} {row['target']}" if row["target"] is not None else ""
-        print(f"{row['figure']:32} {row['value']:8.3f}  {wanted:9} {row['note']}")
+    report("ladder", rows)
     if not assets:
         print("footage not measured: EDGE_NODE_ASSETS names no folder")
-    Path(".bench").mkdir(exist_ok=True)
-    Path(".bench/ladder.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

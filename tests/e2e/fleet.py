@@ -145,6 +145,22 @@ class Node:
             capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
 
+    def reload(self) -> None:
+        """Write the configuration as it is now, and have the daemon read it."""
+        self.write_config()
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
+
+    def deltas(self, seconds: float) -> dict[str, float]:
+        """Return what the counts of ``stats`` grew by within ``seconds``."""
+        first = self.get("stats")
+        time.sleep(seconds)
+        last = self.get("stats")
+        names = ("met", "answered", "shed", "lost", "forwarded", "hits")
+        grown: dict[str, float] = {name: last[name] - first[name] for name in names}
+        grown["ended"] = grown["answered"] + grown["shed"] + grown["lost"]
+        return grown
+
     def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
         assert self.process is not None
         self.process.send_signal(number)
