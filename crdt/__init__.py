@@ -5,14 +5,14 @@ Begin with `store.Store`, then `log` (the unit of everything is the signed batch
 bytes); `writer` decides what the own log carries, `state` what all logs add up to.
 """
 
-from crdt.causal import Dot, NodeId, VersionVector
+from crdt.causal import Dot, NodeId, VersionVector, node_id_of
 from crdt.clock import HybridClock, Instant
 from crdt.codec import decode_batch
 from crdt.counters import GCounter, PNCounter
 from crdt.entries import AddEntry, Entry, OwnerEntry, RegisterEntry, RemoveEntry
 from crdt.log import MAX_BATCH_BYTES, MAX_ENTRIES, MAX_LIVE, Batch, MergeStatus, OriginLog
 from crdt.state import Change
-from crdt.store import Merge, Store, node_id
+from crdt.store import Merge, Store
 from crdt.values import (
     MAX_ELEMENT_BYTES,
     MAX_VALUE_BYTES,
@@ -51,5 +51,5 @@ __all__ = [
     "decode_batch",
     "decode_value",
     "encode_value",
-    "node_id",
+    "node_id_of",
 ]

@@ -6,10 +6,16 @@ Invariant: a dot is issued once; a version vector only grows.
 """
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import NamedTuple
 
 NodeId = bytes
 """The first 16 bytes of the SHA-256 of a node's Ed25519 public key."""
+
+
+def node_id_of(public_key: bytes) -> NodeId:
+    """Return the id that belongs to an Ed25519 public key."""
+    return sha256(public_key).digest()[:16]
 
 
 class Dot(NamedTuple):

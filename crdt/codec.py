@@ -15,10 +15,12 @@ A batch is at most 1000 bytes:
 
     epoch     int, 1 to 2^63-1
     sequence  int, 1 to 2^32-1; each epoch counts from 1 and uses a number once
-    live      array of ints >= 1, odd in number: run, gap, run, gap, ..., run. Counted back from
-              this batch's own sequence, `run` batches are live, then `gap` are dropped, and so
-              on; all that is left, and every earlier epoch, is dropped. At most 128 live in all.
-              Example: sequence 9, live [2, 3, 1] means 9, 8 and 4.
+    live      array of ints, even in number: ahead, run, gap, run, gap, ..., run; ahead >= 0, the
+              rest >= 1. `ahead` batches of the same commit follow this one, and all of them say
+              the same: counted back from the last of them, `run` batches are live, then `gap` are
+              dropped, and so on; all that is left, and every earlier epoch, is dropped. At most
+              128 live in all, this one among them.
+              Example: sequence 8, live [1, 2, 3, 1] means 9, 8 and 4.
     entries   array of at most 16 arrays, no two about the same:
               [0, key, value]                            owner record
               [1, key, value, timestamp]                 fleet register
@@ -32,8 +34,8 @@ A batch is at most 1000 bytes:
     timestamp int: 48 bits of Unix milliseconds, 16 bits of counter
     counter   int: 16 * sequence + index of the entry, in the batch that first carried the add
 
-Ints may be up to 2^64-1 unless said otherwise. An origin keeps at most 64 batches live; while it
-re-emits the survivors of old batches a header may name up to 128.
+Ints may be up to 2^64-1 unless said otherwise. An origin keeps at most 64 batches live; a header
+may name up to 128, since what two former lives left may come to more than one was allowed.
 """
 
 from collections.abc import Callable, Sequence
@@ -88,10 +90,7 @@ MAX_LIVE_ON_WIRE = 2 * MAX_LIVE
 _HEADER_BYTES = 1 + NODE_ID_BYTES
 # Array of 4, epoch, sequence, and the entries' own array header, each at its largest.
 _FIELDS_BYTES = 1 + 9 + 5 + 3
-# A batch appended to a full live list may need two bytes more for its first run.
-ROOM_BYTES = (
-    MAX_BATCH_BYTES - _HEADER_BYTES - _FIELDS_BYTES - (MAX_LIVE_BYTES + 2) - SIGNATURE_BYTES
-)
+ROOM_BYTES = MAX_BATCH_BYTES - _HEADER_BYTES - _FIELDS_BYTES - MAX_LIVE_BYTES - SIGNATURE_BYTES
 """What the entries of one batch may take, however long its other fields are."""
 
 
@@ -109,9 +108,9 @@ def encode_entry(entry: Entry) -> bytes:
     return packed
 
 
-def encode_live(live: Ranges) -> bytes:
-    """Return the bytes of a live list whose last range ends in the batch's own sequence."""
-    steps: list[int] = []
+def encode_live(live: Ranges, sequence: int) -> bytes:
+    """Return the bytes of the live list of the batch `sequence`."""
+    steps = [live[-1][1] - sequence]
     for index in range(len(live) - 1, -1, -1):
         first, last = live[index]
         steps.append(last - first + 1)
@@ -144,7 +143,7 @@ def encode_batch(
             b"\x94",
             msgpack.packb(epoch),
             msgpack.packb(sequence),
-            encode_live(live),
+            encode_live(live, sequence),
             head,
             *entries,
         )
@@ -177,11 +176,12 @@ def decode_batch(raw: bytes) -> Batch:
 
 
 def _live(sequence: int, steps: Any) -> Ranges:
-    if type(steps) is not list or len(steps) % 2 == 0:
-        raise DecodeError("a live list of even length")
+    if type(steps) is not list or not steps or len(steps) % 2:
+        raise DecodeError("a live list of odd length")
+    _check_int(steps[0], 0, MAX_LIVE_ON_WIRE)
     live: list[tuple[int, int]] = []
-    last, total = sequence, 0
-    for index, step in enumerate(steps):
+    last, total = sequence + steps[0], 0
+    for index, step in enumerate(steps[1:]):
         _check_int(step, 1, last)
         if index % 2 == 0:
             live.append((last - step + 1, last))
@@ -189,6 +189,8 @@ def _live(sequence: int, steps: Any) -> Ranges:
         last -= step
     if total > MAX_LIVE_ON_WIRE:
         raise DecodeError("too many live batches")
+    if not any(first <= sequence <= last for first, last in live):
+        raise DecodeError("a batch that drops itself")
     return tuple(reversed(live))
 
 
@@ -204,6 +206,8 @@ def _entry(item: Any, origin: NodeId) -> Entry:
     check_value(value)
     if type(kind) is not int or not 0 <= kind < 4 or len(item) != (3, 4, 5, 6)[kind]:
         raise DecodeError("not an entry")
+    if len(msgpack.packb(value)) > (MAX_ELEMENT_BYTES if kind >= 2 else MAX_VALUE_BYTES):
+        raise DecodeError("value too long")
     for number in item[-2:] if kind >= 2 else item[3:]:
         _check_int(number, 0, 2**64 - 1)
     if kind == 0:

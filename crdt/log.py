@@ -4,7 +4,8 @@ Owns: `Batch`, and for one origin the batches held, the newest header and the lo
 Never: looks into entries, checks signatures.
 Invariant: every batch held is named live by the newest header held, so the log depends only on
 which batches arrived, not on their order (an honest origin never revives what it dropped); equal
-digests mean the same bytes.
+digests mean the same bytes. What a header drops is stated until all that it names live is here:
+a commit, and with it the first one of an epoch, replaces what was before as one.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ MAX_LIVE = 64
 MAX_EPOCH = 2**63 - 1
 MAX_SEQUENCE = 2**32 - 1
 SIGNATURE_BYTES = 64
+MAX_FORMER = 2 * MAX_LIVE
 _DIGEST_MOD = 1 << 128
 
 Ranges = tuple[tuple[int, int], ...]
@@ -57,13 +59,13 @@ class Batch:
 class OriginLog:
     """Keep the live batches of one origin."""
 
-    __slots__ = ("_wanted", "batches", "digest", "epoch", "evidence", "live", "sequence")
+    __slots__ = ("_wanted", "batches", "digest", "epoch", "evidence", "former", "sequence")
 
     def __init__(self) -> None:
         self.epoch = 0
         self.sequence = 0
-        self.live: Ranges = ()
         self.batches: dict[int, Batch] = {}
+        self.former: list[Batch] = []  # dropped, but stated until the log is complete
         self.digest = 0  # sum over the batches held of the hash of their bytes, mod 2^128
         self.evidence: tuple[bytes, ...] = ()  # two batches that prove a fork
         self._wanted: frozenset[int] = frozenset()
@@ -87,21 +89,19 @@ class OriginLog:
         return MergeStatus.STALE
 
     def add(self, batch: Batch) -> list[Batch]:
-        """Take in a batch judged NEW; return the batches it drops. O(live batches)."""
-        dropped: list[Batch] = []
+        """Take in a batch judged NEW; return those stated no more. O(live batches)."""
         if batch.version > (self.epoch, self.sequence):
-            wanted = frozenset(sequences(batch.live))
-            if batch.epoch > self.epoch:
-                dropped = list(self.batches.values())
-            elif batch.live != self.live:
-                dropped = [held for n, held in self.batches.items() if n not in wanted]
-            self.epoch, self.sequence, self.live = batch.epoch, batch.sequence, batch.live
-            self._wanted = wanted
-            for held in dropped:
-                del self.batches[held.sequence]
+            self._wanted = frozenset(sequences(batch.live))
+            for number, held in list(self.batches.items()):
+                if batch.epoch > self.epoch or number not in self._wanted:
+                    self.former.append(self.batches.pop(number))
+                    self.digest = (self.digest - digest(held.raw)) % _DIGEST_MOD
+            self.epoch, self.sequence = batch.version
         self.batches[batch.sequence] = batch
-        change = digest(batch.raw) - sum(digest(held.raw) for held in dropped)
-        self.digest = (self.digest + change) % _DIGEST_MOD
+        self.digest = (self.digest + digest(batch.raw)) % _DIGEST_MOD
+        dropped: list[Batch] = []
+        if self.complete or len(self.former) > MAX_FORMER:  # who is never complete gets no more
+            dropped, self.former = self.former, []
         return dropped
 
     def quarantine(self, batch: Batch) -> list[Batch]:
@@ -109,12 +109,12 @@ class OriginLog:
 
         All replicas that know of the fork then agree, whichever two batches told them.
         """
-        dropped = list(self.batches.values())
+        dropped = [*self.former, *self.batches.values()]
         self.evidence = (self.batches[batch.sequence].raw, batch.raw)
-        self.batches = {}
+        self.batches, self.former = {}, []
         self._wanted = frozenset()
         # Newer than anything the origin can sign, so that repair spreads the proof.
-        self.epoch, self.sequence, self.live = MAX_EPOCH, MAX_SEQUENCE, ()
+        self.epoch, self.sequence = MAX_EPOCH, MAX_SEQUENCE
         self.digest = digest(b"forked" + batch.origin)
         return dropped
 

@@ -7,10 +7,9 @@ dated in the future); replicas with equal fingerprints hold the same bytes.
 """
 
 from collections.abc import Callable
-from hashlib import sha256
 from typing import NamedTuple
 
-from crdt.causal import Dot, NodeId
+from crdt.causal import Dot, NodeId, node_id_of
 from crdt.clock import HybridClock, Instant
 from crdt.codec import MAX_KEY_BYTES, decode_batch, encode_entry
 from crdt.entries import (
@@ -25,7 +24,7 @@ from crdt.entries import (
     owner_identity,
     register_identity,
 )
-from crdt.log import SIGNATURE_BYTES, Batch, MergeStatus, OriginLog
+from crdt.log import MAX_ENTRIES, SIGNATURE_BYTES, Batch, MergeStatus, OriginLog
 from crdt.state import Change, State
 from crdt.values import (
     MAX_ELEMENT_BYTES,
@@ -52,11 +51,6 @@ class Merge(NamedTuple):
     changes: tuple[Change, ...]
 
 
-def node_id(public_key: bytes) -> NodeId:
-    """Return the id that belongs to an Ed25519 public key."""
-    return sha256(public_key).digest()[:16]
-
-
 class Store:
     """Write, merge and read replicated state."""
 
@@ -70,8 +64,11 @@ class Store:
         public_key: bytes,
         clock: HybridClock,
     ) -> None:
-        """Begin an empty replica. Raises ValueError if the id is not the key's."""
-        if origin != node_id(public_key):
+        """Begin an empty replica. Raises ValueError if the id is not the key's.
+
+        `epoch` belongs to this run of the node alone: no run before it may have used it.
+        """
+        if origin != node_id_of(public_key):
             raise ValueError("the node id does not belong to the public key")
         self.origin = origin
         self.clock = clock
@@ -83,8 +80,9 @@ class Store:
         self._writer = Writer(origin, epoch, sign)
         self._staged: dict[Identity, Entry | None] = {}
         self._load = 0
-        self._pending: dict[tuple[int, int], Batch] = {}
-        self._sets_moved = False
+        self._moved = False
+        self.contested = False
+        """Whether peers hold batches of this run's time that this node signed but did not write."""
         self.learn_key(public_key)
 
     @property
@@ -96,7 +94,7 @@ class Store:
 
     def learn_key(self, public_key: bytes) -> NodeId:
         """Learn an origin's key, so that its batches can be verified; return its id."""
-        origin = node_id(public_key)
+        origin = node_id_of(public_key)
         self._keys[origin] = public_key
         return origin
 
@@ -162,20 +160,18 @@ class Store:
     def commit(self, now: Instant) -> list[Batch]:
         """Bundle and sign what is staged, and re-emit or drop what has to go.
 
-        The batches are not applied: make each durable, in order, then call `persisted`. Empty if
-        there is nothing to say. O(own entries).
+        The first one carries over what former lives wrote; from then on nothing more of theirs is
+        taken in. The batches are not applied: make each durable, in order, then call `persisted`.
+        Empty if there is nothing to say. O(own entries).
         """
-        self._retire()
+        self._retire(now)
         batches = self._writer.commit(self._staged)
         self._staged.clear()
         self._load = self._writer.load
-        for batch in batches:
-            self._pending[batch.version] = batch
         return batches
 
     def persisted(self, batch: Batch, now: Instant) -> tuple[Change, ...]:
         """Apply an own batch that is durable; return what reads differently."""
-        self._pending.pop(batch.version, None)
         log = self._log(batch.origin)
         if log.judge(batch) is not MergeStatus.NEW:
             return ()
@@ -184,19 +180,17 @@ class Store:
     def restore(self, raw: bytes, now: Instant) -> None:
         """Take in an own batch from the journal, before any write, in (epoch, sequence) order.
 
-        Batches of an epoch before this store's are re-emitted by the next commit. Raises
-        DecodeError if malformed or not signed by this node, ValueError if of a later epoch than
-        the store's; the state is then unchanged.
+        Raises DecodeError if malformed or not signed by this node, ValueError if not of an epoch
+        before the store's; the state is then unchanged.
         """
         batch = decode_batch(raw)
         if batch.origin != self.origin or not self._signed(batch):
             raise DecodeError("not a batch of this node")
-        if batch.epoch > self.epoch:
-            raise ValueError(f"the journal's epoch {batch.epoch} is later than the store's")
+        if batch.epoch >= self.epoch:
+            raise ValueError(f"the journal's epoch {batch.epoch} is not before the store's")
         log = self._log(batch.origin)
         if log.judge(batch) is MergeStatus.NEW:
-            self._writer.restore(batch)
-            self._load = self._writer.load
+            self._recall(batch)
             self._apply(log, batch, now)
 
     # ------------------------------------------------------------------ merge
@@ -214,10 +208,8 @@ class Store:
         log = self._log(batch.origin)
         status = log.judge(batch)
         mine = batch.origin == self.origin
-        # Peers may hold more of this epoch than our journal does. What is on its way to the
-        # journal comes first, though; they will offer theirs again.
-        if mine and status is MergeStatus.NEW and (self._pending or batch.epoch < self.epoch):
-            status = MergeStatus.STALE
+        if mine and batch.epoch < self.epoch and not self._writer.fresh:
+            status = MergeStatus.STALE  # carried over already, or too late
         forked_before = bool(log.evidence)
         if status in (MergeStatus.DUPLICATE, MergeStatus.STALE) or forked_before:
             return Merge(status, batch, ())
@@ -226,8 +218,8 @@ class Store:
         if status is MergeStatus.FORKED:
             return Merge(status, batch, self._quarantine(log, batch, now))
         if mine:
-            self._writer.restore(batch, adopt=True)
-            self._load = self._writer.load
+            self._recall(batch)
+            self._writer.borrowed = True
         return Merge(status, batch, self._apply(log, batch, now))
 
     def mature(self, now: Instant) -> tuple[Change, ...]:
@@ -287,16 +279,18 @@ class Store:
         }
 
     def live_batches(self, origin: NodeId, after: tuple[int, int] = (0, 0)) -> list[bytes]:
-        """Return an origin's live batches later than (epoch, sequence), verbatim, ascending.
+        """Return an origin's batches later than (epoch, sequence), verbatim, ascending.
 
-        Of a quarantined origin: the two batches that prove its fork. O(live batches).
+        That is what is live, and before it what is stated until all of that is here. Of a
+        quarantined origin: the two batches that prove its fork. O(live batches).
         """
         log = self._logs.get(origin)
         if log is None:
             return []
         if log.evidence:
             return list(log.evidence)
-        return [log.batches[n].raw for n in sorted(log.batches) if (log.epoch, n) > after]
+        held = sorted([*log.former, *log.batches.values()], key=lambda batch: batch.version)
+        return [batch.raw for batch in held if batch.version > after]
 
     # --------------------------------------------------------------- internal
 
@@ -317,6 +311,7 @@ class Store:
 
     def _quarantine(self, log: OriginLog, batch: Batch, now: Instant) -> tuple[Change, ...]:
         if batch.origin == self.origin:
+            self.contested = True
             return ()  # a copy of this node speaks in its name; it cannot silence itself
         before = log.digest
         dropped = log.quarantine(batch)
@@ -332,14 +327,25 @@ class Store:
         stamps = [entry.timestamp for entry in entries if type(entry) is RegisterEntry]
         for timestamp in sorted(stamps, reverse=True):
             self.clock.observe(timestamp, now)
-        if not self._sets_moved:
+        if not self._moved:
             moved = (batch for batch in (put, *drop) if batch is not None)
-            self._sets_moved = any(
-                isinstance(entry, AddEntry | RemoveEntry)
-                for batch in moved
-                for entry in batch.entries
+            self._moved = any(
+                type(entry) is not OwnerEntry for batch in moved for entry in batch.entries
             )
         return matured + self._state.update(put, drop, origin, horizon)
+
+    def _recall(self, batch: Batch) -> None:
+        """Let the own log take in what a former life wrote, this life's epoch staying the last."""
+        if batch.epoch >= self.epoch:
+            if not self._writer.fresh:  # not even a former life: what was written stays, anew
+                self.contested = True
+                self._staged = {**self._writer.current, **self._staged}
+            self._writer.epoch = batch.epoch + 1
+        self._writer.restore(batch)
+        held = self._writer.current
+        self._load = self._writer.load + sum(
+            weight(entry) - weight(held.get(about)) for about, entry in self._staged.items()
+        )
 
     def _fresh_dot(self) -> Dot:
         return Dot(self.origin, self.epoch, 0)
@@ -355,25 +361,35 @@ class Store:
         else:
             self._staged[about] = entry
 
-    def _retire(self) -> None:
-        """Release own set entries without effect: removed adds, and removes of dropped adds.
-
-        A remove may go only while the add's log is complete: a re-emitted add could be on its way.
-        """
-        if not self._sets_moved:
+    def _retire(self, now: Instant) -> None:
+        """Release own entries without effect: see `_spent`. O(own entries) if anything moved."""
+        if not self._moved:
             return
-        self._sets_moved = False
+        self._moved = False
+        horizon = self.clock.horizon(now)
         for about, entry in list(self._writer.current.items()):
-            if isinstance(entry, AddEntry):
-                spent = self._state.set_at(entry.key).removed(about[2], entry.dot)
-            elif isinstance(entry, RemoveEntry):
-                log = self._logs.get(entry.dot.origin)
-                held = self._state.set_at(entry.key).holds(about[2], entry.dot)
-                spent = not held and (log is None or log.complete)
-            else:
-                continue
-            if spent:
+            if self._spent(about, entry, horizon):
                 self._writer.release(about)
+
+    def _spent(self, about: Identity, entry: Entry, horizon: int) -> bool:
+        """Say whether an entry is a removed add, a beaten register or a remove of dropped adds.
+
+        What others' logs say counts while they are complete: a re-emitted entry could be on its
+        way. For a remove the add's log must also have got as far as the add.
+        """
+        if isinstance(entry, AddEntry):
+            return self._state.set_at(entry.key).removed(about[2], entry.dot)
+        if isinstance(entry, RegisterEntry):
+            shown = self._state.fleet(entry.key, horizon)
+            if shown is None or shown[1:] <= (entry.timestamp, self.origin):
+                return False
+            return shown[2] != self.origin and self._log(shown[2]).complete
+        if isinstance(entry, RemoveEntry):
+            log, dot = self._log(entry.dot.origin), entry.dot
+            known = (log.epoch, log.sequence) >= (dot.epoch, dot.counter // MAX_ENTRIES)
+            held = self._state.set_at(entry.key).holds(about[2], dot)
+            return known and log.complete and not held
+        return False
 
 
 def _key(key: str) -> str:

@@ -3,8 +3,9 @@
 Owns: the plan of the own log, which runs ahead of the durable one until the host has stored it.
 Never: shows anything to readers, keeps a sequence number that was ever used.
 Invariant: every current entry is in a live batch; after a commit at most 64 batches live. A
-batch is dropped once nothing in it is current, or once all its survivors are in newer batches;
-only a commit's last batch drops, so no entry is ever out of the log in between.
+batch is dropped once nothing in it is current, or once all its survivors are in newer batches.
+What former lives of the node wrote is taken in until the first commit of this life's epoch,
+which carries the survivors over.
 
 An origin may hold 640 sixteenths of a batch, so that repacking everything always fits 64 batches
 with a quarter to spare; that keeps the amortised cost of re-emission near two entries a write.
@@ -23,7 +24,7 @@ from crdt.codec import (
     encode_live,
 )
 from crdt.entries import AddEntry, Entry, Identity, identity
-from crdt.log import MAX_ENTRIES, MAX_LIVE, Batch, OriginLog, Ranges, ranges, sequences
+from crdt.log import MAX_ENTRIES, MAX_LIVE, Batch, OriginLog, Ranges, ranges
 
 CAPACITY = 640
 _SETTLED_LIVE = 48
@@ -41,29 +42,27 @@ class Writer:
         self._sign = sign
         self._home: dict[Identity, int] = {}  # the sequence of the batch of a current entry
         self._weights: dict[Identity, int] = {}
-        self._adopted: set[int] = set()
+        self.borrowed = False
+        """Whether some of a former life's batches came from peers, so the journal lacks them."""
+
+    @property
+    def fresh(self) -> bool:
+        """Say whether nothing was committed in this life's epoch yet."""
+        return self.log.epoch < self.epoch
 
     @property
     def load(self) -> int:
         """Return the weight of all current entries. O(entries)."""
         return sum(self._weights.values())
 
-    def restore(self, batch: Batch, *, adopt: bool = False) -> None:
-        """Take in an own batch from the journal, or (`adopt`) one that only peers still had.
-
-        Adopted batches are not in the journal: the next commit re-emits what they hold.
-        """
-        if batch.epoch > self.log.epoch:
-            self._adopted.clear()
+    def restore(self, batch: Batch) -> None:
+        """Take in a batch of a former life, while this one is fresh. O(entries)."""
         self.log.add(batch)
-        self.epoch = max(self.epoch, batch.epoch)
-        if adopt:
-            self._adopted.add(batch.sequence)
-        self._adopted &= self.log.batches.keys()
         self.current, self._home, self._weights = {}, {}, {}
-        for sequence in sorted(self.log.batches):
-            for entry in self.log.batches[sequence].entries:
-                self._set_current(identity(entry), entry, sequence)
+        held = [*self.log.former, *self.log.batches.values()]
+        for batch in sorted(held, key=lambda one: one.version):
+            for entry in batch.entries:
+                self._set_current(identity(entry), entry, batch.sequence)
 
     def release(self, about: Identity) -> None:
         """Forget an entry that has no effect any more; its batch goes when it holds no other."""
@@ -72,11 +71,12 @@ class Writer:
     def commit(self, staged: Mapping[Identity, Entry | None]) -> list[Batch]:
         """Return signed batches that carry the staged entries; None takes an entry back.
 
-        Empty if nothing is staged and nothing can be dropped. O(entries held).
+        Empty if nothing is staged and nothing can be dropped. All batches carry the live list
+        that the last one leaves. O(entries held).
         """
         doomed = self._doomed(staged)
         idle = self.log.batches.keys() - set(self._home.values()) - {self.log.sequence}
-        if not staged and not doomed and not idle:
+        if not staged and not (self.borrowed if self.fresh else idle):
             return []
         for about, entry in staged.items():
             if entry is None and about in self.current:
@@ -92,42 +92,29 @@ class Writer:
                     keep[sequence] += self._weights[about]
             bins = _pack(queue)
             excess = len(keep) + len(bins) - limit
-            first = self._next_sequence
+            first = 1 if self.fresh else self.log.sequence + 1
             live = ranges([*sorted(keep), *range(first, first + len(bins))])
-            if not keep or (excess <= 0 and len(encode_live(live)) <= MAX_LIVE_BYTES):
+            if not keep or (excess <= 0 and len(encode_live(live, first)) <= MAX_LIVE_BYTES):
                 break
             # Make room for a good while: rewriting a little at every commit costs more in all.
             limit = _SETTLED_LIVE
             emptiest = sorted(keep, key=lambda sequence: (keep[sequence], sequence))
             doomed.update(emptiest[: max(1, excess)])
-        old = list(sequences(self.log.live)) if self.log.epoch == self.epoch else []
-        batches: list[Batch] = []
-        for index, packed in enumerate(bins):
-            last = index == len(bins) - 1
-            new = range(first, first + index + 1)
-            batches.append(self._emit(ranges([*(sorted(keep) if last else old), *new]), packed))
-        self._adopted.clear()
-        return batches
-
-    @property
-    def _next_sequence(self) -> int:
-        return self.log.sequence + 1 if self.log.epoch == self.epoch else 1
+        return [self._emit(first + index, live, packed) for index, packed in enumerate(bins)]
 
     def _doomed(self, staged: Mapping[Identity, Entry | None]) -> set[int]:
         """Return the batches that must go: re-emission takes what they hold out of the log."""
-        if self.log.epoch < self.epoch:
-            return set(self.log.batches)
+        if self.fresh:
+            return set(self._home.values())
         taken_back = {about for about, entry in staged.items() if entry is None}
-        doomed = set(self._adopted)
-        if taken_back:
-            for sequence, batch in self.log.batches.items():
-                # Superseded copies count: they would come to light again.
-                if not taken_back.isdisjoint(map(identity, batch.entries)):
-                    doomed.add(sequence)
-        return doomed
+        # Superseded copies count: they would come to light again.
+        return {
+            sequence
+            for sequence, batch in self.log.batches.items()
+            if not taken_back.isdisjoint(map(identity, batch.entries))
+        }
 
-    def _emit(self, live: Ranges, packed: Mapping[Identity, Entry]) -> Batch:
-        sequence = live[-1][1]
+    def _emit(self, sequence: int, live: Ranges, packed: Mapping[Identity, Entry]) -> Batch:
         numbered = {
             about: self._numbered(entry, MAX_ENTRIES * sequence + index)
             for index, (about, entry) in enumerate(packed.items())

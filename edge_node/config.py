@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edge_node import fields
+from edge_node.cameras.address import public_address
 from edge_node.fields import REQUIRED, Address, Setting, setting
 from edge_node.toml_source import ConfigError, TomlSource
 
@@ -43,10 +44,22 @@ __all__ = [
     "reference",
 ]
 
-SOURCE_SCHEMES = ("rtsp", "rtsps", "http", "https", "v4l2", "generated", "file")
+NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https")
+SOURCE_SCHEMES = (*NETWORK_SCHEMES, "v4l2", "generated", "file")
+MAX_SOURCE_BYTES = 400
+"""The fleet hears of a camera in one small record."""
 
 
 def _source(value: str, base: Path) -> str:
+    source = _checked_source(value, base)
+    if (size_bytes := len(source.encode())) > MAX_SOURCE_BYTES:
+        raise ValueError(
+            f"is {size_bytes} bytes long, at most {MAX_SOURCE_BYTES} fit; use a shorter path or URL"
+        )
+    return source
+
+
+def _checked_source(value: str, base: Path) -> str:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", value)
     if not value:
         raise ValueError('is empty; give a file, an rtsp:// URL or a device like "/dev/video0"')
@@ -55,6 +68,8 @@ def _source(value: str, base: Path) -> str:
     if scheme[1] not in SOURCE_SCHEMES:
         known = fields.suggest(scheme[1], SOURCE_SCHEMES)
         raise ValueError(f'"{scheme[1]}:" is not a kind of source; {known}')
+    if scheme[1] in NETWORK_SCHEMES and not re.match(r"[a-z]+://[^/]", value):
+        raise ValueError(f'names no host; write "{scheme[1]}://HOST/..."')
     if scheme[1] == "generated" and not re.fullmatch(r"generated:\d{1,9}", value):
         raise ValueError(f'"{value}" lacks its seed; write for example "generated:1"')
     return value
@@ -64,6 +79,10 @@ def _jsonl(value: str, base: Path) -> str:
     return value if value in ("", "-") else str(base / Path(value).expanduser())
 
 
+def _folder(value: str, base: Path) -> str:
+    return str(base / Path(value).expanduser()) if value else ""
+
+
 def _mqtt(value: str, base: Path) -> str:
     try:
         url = urlsplit(value)
@@ -71,7 +90,10 @@ def _mqtt(value: str, base: Path) -> str:
     except ValueError:
         valid = False
     if value and not valid:
-        raise ValueError(f'"{value}" is not an MQTT address; write "mqtt://HOST:1883/PREFIX"')
+        raise ValueError(
+            f'"{public_address(value)}" is not an MQTT address; write "mqtt://HOST:1883/PREFIX", '
+            "and in a user or password %40 for @, %2F for /, %3A for :"
+        )
     return value
 
 
@@ -141,6 +163,12 @@ class PlacementConfig:
     takeover: bool = setting(
         fields.flag(), True, "Take over the cameras of a node that died.", live=True
     )
+    files: str = setting(
+        fields.text("folder, relative to this file's folder", _folder),
+        "",
+        "Folder under which this node may open files of other nodes' cameras; empty: none.",
+        live=True,
+    )
     epoch_s: float = setting(
         fields.number(0.2, 60, "s"),
         2.0,
@@ -173,7 +201,7 @@ class OutputConfig:
         live=True,
     )
     mqtt: str = setting(
-        fields.text("`mqtt://HOST:PORT/PREFIX`", _mqtt),
+        fields.text("`mqtt://[USER:PASSWORD@]HOST:PORT/PREFIX`", _mqtt),
         "",
         "MQTT broker and topic prefix for answers; empty means none.",
         live=True,
@@ -230,7 +258,7 @@ class CameraConfig:
         fields.flag(), True, "Start a file again at its end; other sources ignore it.", live=True
     )
     noise_sigma: float = setting(
-        fields.number(0, 50, "grey levels"),
+        fields.number(0, 40, "grey levels"),
         2.0,
         "Sensor noise added from a file's second pass on, so that no cache is flattered.",
         live=True,

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import random
 import secrets
+import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -69,7 +70,10 @@ LOAD_PERIOD_S = 0.5
 LAG_PERIOD_S = 0.25
 JOURNAL_RETRY_S = 1.0
 DRAIN_S = 2.0
+ADDRESS_PERIOD_S = 60.0
+ACQUAINT_S = 5.0
 GOODBYE_S = 0.3
+KEEPALIVE_S = 30.0
 
 
 class StartError(Exception):
@@ -93,6 +97,8 @@ class Daemon:
         self.detections = Feed()
         self.outputs = Outputs()
         self.journal_problem = ""
+        self.write_problems: dict[str, str] = {}
+        self.acquainted = asyncio.Event()
         self.loop_lag_s = 0.0
         self.notifier = Notifier()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -109,6 +115,7 @@ class Daemon:
         """
         try:
             self._open_state()
+            self.address = await advertised(self.config.fleet)
             self._build()
             await self._listen()
         except (AddressError, IdentityError, JournalError, ModelError) as error:
@@ -116,13 +123,19 @@ class Daemon:
             raise StartError(str(error)) from error
         await self.pool.start()
         self._ends.push_async_callback(self.pool.stop, DRAIN_S)
-        self._publish()
         self.outputs.open(self.config.output.jsonl, self.config.output.mqtt)
         self._ends.push_async_callback(self.outputs.close)
         self._ends.push_async_callback(self.agents.close, DRAIN_S)
         for seed in self.config.fleet.seeds:
             self._spawn(self._join(seed), f"join {seed}")
-        for loop in (self._follow_state, self._epochs, self._share_load, self._watch_lag):
+        for loop in (
+            self._acquaint,
+            self._follow_state,
+            self._epochs,
+            self._share_load,
+            self._watch_lag,
+            self._watch_address,
+        ):
             self._spawn(loop(), loop.__name__)
         self._ends.callback(self._cancel_tasks)
         self._reconcile.set()
@@ -156,7 +169,6 @@ class Daemon:
 
     def _build(self) -> None:
         config = self.config
-        self.address = advertised(config.fleet)
         self.gossip = GossipNode(
             self.identity,
             self.secret,
@@ -187,12 +199,19 @@ class Daemon:
         )
         self.pool = WorkerPool(config.accelerators, self.agents.frame_ready, self._worker_event)
         self.hosts = Hosts(
-            self.identity.node_id, self.store, self.agents, self._worker_for, clock.now
+            self.identity.node_id,
+            self.store,
+            self.agents,
+            self._ready_workers,
+            clock.now,
+            self.stage,
         )
-        self.release = Release(manifest, config.model.variant, self.pool.workers, self.agents.use)
+        self.release = Release(
+            manifest, config.model.variant, self.pool.workers, lambda: self.agents.digests
+        )
         self.agents.forward = config.placement.forward
         self.load = Load(
-            self.store, self.gossip, self.pool, self.counters, lambda: self.agents.digest
+            self.store, self.gossip, self.pool, self.counters, lambda: self.release.digest
         )
         self.status = Status(self)
 
@@ -219,16 +238,23 @@ class Daemon:
         self._ends.callback(self.detections.close)
 
     async def _serve(self, app: web.Application, host: str, port: int) -> None:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=KEEPALIVE_S
+        )
         self._ends.push_async_callback(runner.cleanup)
         await runner.setup()
-        await web.TCPSite(runner, host, port).start()
+        wildcard = host == "::" and socket.has_dualstack_ipv6()  # reached over IPv4 too
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, dualstack_ipv6=wildcard)
+        await web.SockSite(runner, listener).start()
 
     def _publish(self) -> None:
+        self.write_problems.clear()
         record: Value = {
             "name": self.config.node.name,
             "version": edge_node.__version__,
             "takeover": self.config.placement.takeover,
+            "files": self.config.placement.files,
             "capacity": round(self.pool.capacity, 2),
             "accelerators": [
                 {
@@ -241,26 +267,72 @@ class Daemon:
             ],
         }
         if self.store.owner(self.identity.node_id, "node") != record:
-            self.store.set_owner("node", record)
+            self.stage(self.store.set_owner, "node", record)
         self.hosts.publish(self.config.cameras, self.config.model.name)
         self.commit()
 
     async def _join(self, seed: configuration.Address) -> None:
-        self.gossip.join(await resolve(seed), clock.now())
-        self.udp.kick()
+        """Tell gossip where the seed is, again from time to time: names and networks change."""
+        while True:
+            self.gossip.join(await resolve(seed), clock.now())
+            self.udp.kick()
+            await asyncio.sleep(ADDRESS_PERIOD_S)
+
+    async def _watch_address(self) -> None:
+        """Tell the peers when this node's own address changed."""
+        while True:
+            await asyncio.sleep(ADDRESS_PERIOD_S)
+            address = self.address
+            with contextlib.suppress(AddressError):  # its name does not resolve just now
+                address = await advertised(self.config.fleet)
+            if address != self.address:
+                log.info("this node is now at %s:%d", *address)
+                self.address = address
+                self.gossip.readdress(address, clock.now())
+                self.udp.kick()
 
     # Running
 
     def commit(self) -> None:
         """Send what was staged in the store on its way: sign, make durable, gossip."""
-        self.gossip.commit(clock.now())
-        self.udp.kick()
+        if self.acquainted.is_set():
+            self.gossip.commit(clock.now())
+            self.udp.kick()
+
+    def stage(self, write: Callable[..., None], key: str, *arguments: Any) -> bool:
+        """Stage one write of the store; a refused one is a problem to show, not a failure."""
+        try:
+            write(key, *arguments)
+        except ValueError as error:
+            self.counters.add("writes_refused")
+            problem = f"{key} is not shared with the fleet: {error}"
+            if self.write_problems.get(key) != problem:
+                log.error("%s", problem)
+            self.write_problems[key] = problem
+            return False
+        self.write_problems.pop(key, None)
+        return True
+
+    async def _acquaint(self) -> None:
+        """Hold the first commit until a peer's replica equals ours, or none seems to be there.
+
+        What this node wrote in former runs and its journal lost, peers give back until then.
+        """
+        if self.config.fleet.seeds or self.journal.start.incarnation > 1:
+            limit_s = time.monotonic() + ACQUAINT_S
+            while not self.gossip.acquainted:
+                if time.monotonic() > limit_s:
+                    log.info("no peer to compare with: going on with the journal's state")
+                    break
+                await asyncio.sleep(0.02)
+        self.acquainted.set()
+        self._publish()
 
     async def _persist(self, batch: Batch) -> None:
         """Make ``batch`` durable, however long the disk takes to come back."""
         while True:
             try:
-                await self.journal.append(batch, batch.live, self.store.clock.high_water)
+                await self.journal.append(batch, self.store.clock.high_water)
             except JournalError as error:
                 if not self.journal_problem:
                     log.error("changes wait until they are durable: %s", error)
@@ -295,11 +367,12 @@ class Daemon:
                 self.agents.camera_state(agent, state, reason)
             case CacheHolding(agent=agent, digest=digest, held=held):
                 change = self.store.add if held else self.store.remove
-                change(f"cache/{agent}/{digest[:SHORT]}", self.identity.node_id)
+                self.stage(change, f"cache/{agent}/{digest[:SHORT]}", self.identity.node_id)
                 self.commit()
             case WorkerDied(reason=reason):
                 log.error("worker %s died: %s", worker, reason)
                 self.counters.add("worker_deaths", accelerator=worker)
+                self._reconcile.set()
             case WorkerReady():
                 self._reconcile.set()
 
@@ -313,15 +386,12 @@ class Daemon:
             await self._reconcile.wait()
             self._reconcile.clear()
             await self.release.follow(self.store.fleet(self.release.key, clock.now()))
-            if self.release.current is None:
+            digest = self.release.digest
+            if not digest:
                 continue
-            try:
-                arrived = await self.hosts.reconcile()
-            except ModelError as error:
-                log.error("camera not opened: %s", error)
-                continue
-            for name in arrived:
-                holders = self.store.elements(f"cache/{name}/{self.agents.digest[:SHORT]}")
+            files = self.config.placement.files
+            for name in await self.hosts.reconcile(digest, files):
+                holders = self.store.elements(f"cache/{name}/{digest[:SHORT]}")
                 self._spawn(self.agents.warm_start(name, holders), f"warm start {name}")
 
     async def _epochs(self) -> None:
@@ -332,10 +402,11 @@ class Daemon:
                 for member in self.gossip.members()
                 if member.state in ("self", "alive", "suspect")
             )
-            claimed = self.hosts.claim(self.load.capacities(living), living)
+            claimed = self.hosts.claim(self.load.capacities(living))
             if claimed:
-                log.info("taking over: %s", ", ".join(claimed))
+                log.info("claiming: %s", ", ".join(claimed))
                 self.commit()
+            self._reconcile.set()  # what failed is tried again
 
     async def _share_load(self) -> None:
         """Tell the peers this node's load, take theirs into the view, keep the incarnation."""
@@ -358,16 +429,8 @@ class Daemon:
             self.gossip.slow(self.loop_lag_s)
             self.notifier.watchdog()
 
-    def _worker_for(self, agent: str) -> WorkerHandle | None:
-        """Return the worker that runs ``agent``, else the living one with the fewest agents."""
-        hosted = self.agents.hosted
-        if agent in hosted:
-            return hosted[agent].worker
-        return min(
-            self.pool.living,
-            key=lambda worker: sum(agent.worker is worker for agent in hosted.values()),
-            default=None,
-        )
+    def _ready_workers(self) -> list[WorkerHandle]:
+        return [worker for worker in self.pool.living if self.release.digest in worker.loaded]
 
     def address_of(self, node: bytes) -> Address | None:
         """Return where a living member listens (UDP and TCP), None if there is no such member."""

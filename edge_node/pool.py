@@ -71,7 +71,7 @@ class WorkerPool:
 
     def least_loaded(self, digest: str) -> WorkerHandle | None:
         """Return the living worker with the shortest backlog among those that run ``digest``."""
-        able = [worker for worker in self.living if digest in worker.service_ms]
+        able = [worker for worker in self.living if digest in worker.loaded]
         return min(able, key=lambda worker: worker.backlog_ms, default=None)
 
     @property

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 VISIBLE_TIMEOUT_S = 3.0
+CONTESTED = (
+    "another process signs with this node's key, so peers may ignore this node: stop the copy of "
+    "its state_dir; if they still ignore it, give this node an empty state_dir (it gets a new id)"
+)
 HELPS = {
     "frames": "Frames that came from cameras hosted here.",
     "answered": "Frames answered, by whether their deadline was met.",
@@ -33,6 +37,7 @@ HELPS = {
     "received": "Frames run for peers.",
     "rung": "Answers by rung of the reuse ladder.",
     "worker_deaths": "Worker processes that died and were replaced.",
+    "writes_refused": "Changes that do not fit into what a node may share.",
     "warm_starts": "Agents that came here with their reuse state.",
 }
 
@@ -81,16 +86,29 @@ class Status:
         problems = [d.journal_problem, d.release.error]
         problems += d.outputs.problems
         problems += d.pool.problems
+        problems += d.write_problems.values()
+        if d.store.contested:
+            problems.append(CONTESTED)
+        if d.store.hidden:
+            problems.append(
+                f"{d.store.hidden} values are dated in the future and wait for their time: the "
+                "fleet's clocks differ, check NTP on every node"
+            )
+        problems += d.hosts.problems.values()
+        problems += [
+            f"camera {name} does not run: another node's camera has this name; rename one"
+            for name in d.hosts.conflicts()
+        ]
         return [problem for problem in problems if problem]
 
     def ready(self) -> tuple[bool, list[str]]:
         """Say whether frames can be answered."""
         d = self._daemon
         reasons = []
-        if d.release.current is None:
-            reasons.append(d.release.error or "no model is loaded yet")
         if not d.pool.living:
             reasons.append("no accelerator works")
+        elif not d.release.digest:
+            reasons.append(d.release.error or "no model is loaded yet")
         return not reasons, reasons
 
     def stats(self) -> Json:
@@ -111,6 +129,7 @@ class Status:
             "p50_ms": p50_ms,
             "p95_ms": p95_ms,
             "loop_lag_ms": round(d.loop_lag_s * 1e3, 2),
+            "hidden_registers": d.store.hidden,
             "gossip": dict(d.gossip.counters),
             "journal": dict(d.journal.counters),
             "peer_auth": dict(d.verifier.counters),
@@ -196,6 +215,12 @@ class Status:
         host = d.hosts.host_of(spec)
         alive = host == d.identity.node_id or d.address_of(host) is not None
         latest = d.agents.latest.get(spec.name) if hosted else None
+        if spec.name in d.hosts.problems or (hosted and not hosted.worker.alive):
+            state, reason = "waiting", d.hosts.problems.get(spec.name, "its worker is down")
+        elif hosted:
+            state, reason = hosted.state, hosted.reason
+        else:
+            state, reason = ("remote", "") if alive else ("orphaned", "its host is down")
         return {
             "agent": spec.name,
             "home": d.name_of(spec.home),
@@ -205,8 +230,8 @@ class Status:
             "tier": spec.tier,
             "fps": spec.fps,
             "deadline_ms": spec.deadline_ms,
-            "state": hosted.state if hosted else ("remote" if alive else "orphaned"),
-            "reason": hosted.reason if hosted else ("" if alive else "its host is down"),
+            "state": state,
+            "reason": reason,
             "variant": latest["variant"] if latest else None,
             "digest": latest["digest"] if latest else None,
             **self._counts(hosted),
@@ -330,13 +355,18 @@ class Status:
         file = d.release.file(variant)
         await d.release.load(file)
         value: Value = {"variant": variant, "version": file.version, "digest": file.digest}
-        d.store.set_fleet(d.release.key, value, clock.now())
+        await d.acquainted.wait()
+        before = d.store.fleet_entry(d.release.key, clock.now())
+        if not d.stage(d.store.set_fleet, d.release.key, value, clock.now()):
+            raise JournalFull(d.write_problems[d.release.key])
         d.commit()
         deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
-        while d.store.fleet(d.release.key, clock.now()) != value:
+        while (now := d.store.fleet_entry(d.release.key, clock.now())) == before:
             if time.monotonic() > deadline_s:
                 raise JournalFull(d.journal_problem or "the change is not durable yet")
             await asyncio.sleep(0.01)
+        if now is None or now[0] != value:
+            raise ModelError("another node set this model at the same moment; that one counts")
         return self.models()[0]
 
     async def peer_infer(self, sender: bytes, request: Mapping[str, Any]) -> Json:
@@ -357,7 +387,7 @@ class Status:
             )
         except ModelError as error:
             raise Shed("model failed") from error
-        d.counters.add("received", sender=d.name_of(sender))
+        d.counters.add("received")
         return {
             "boxes": inference.boxes,
             "digest": inference.digest,

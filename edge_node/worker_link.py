@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -25,6 +26,10 @@ from models.wire import HEADER, MAX_MESSAGE_BYTES, Message, ModelError, Shed, pa
 START_LIMIT_S = 60.0
 RUN_LIMIT_S = 10.0
 MAX_UNSENT_BYTES = 8 << 20
+FRAME_WORK = frozenset({"infer", "image", "encode"})
+"""What is shed while the worker does not read; all else is rare, small, and must arrive."""
+
+log = logging.getLogger(__name__)
 
 
 class LinkEnded(Exception):
@@ -65,7 +70,10 @@ class WorkerLink:
 
         Raises LinkEnded when it does not within `START_LIMIT_S`.
         """
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise LinkEnded(f"no socket for a worker: {error.strerror}") from None
         with theirs:
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -101,12 +109,13 @@ class WorkerLink:
         """Send a request and return its value.
 
         `cost_s` is the work it is expected to queue. Raises Shed or ModelError as the worker
-        says, Shed("worker died") when it ends first.
+        says, Shed("worker died") when it ends first, Shed("queue full") when it is frame work
+        and the worker does not read.
         """
         if self.ended.done():
             raise Shed("worker died")
-        transport = self._writer.transport
-        if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+        unsent_bytes = self._writer.transport.get_write_buffer_size()
+        if op in FRAME_WORK and unsent_bytes > MAX_UNSENT_BYTES:
             raise Shed("queue full")
         number = self._next_id
         self._next_id += 1
@@ -148,25 +157,23 @@ class WorkerLink:
         """
         missed = 0
         beat: asyncio.Task[Any] | None = None
-        while not self.ended.done():
-            beat = beat or asyncio.create_task(self.request("ping"))
-            await asyncio.wait([self.ended], timeout=heartbeat_s)
-            if not beat.done():
-                missed += 1
-            elif beat.exception() is not None:  # it takes no requests: as good as no answer
-                missed, beat = missed + 1, None
-            else:
-                missed, self.vitals, beat = 0, beat.result(), None
-                if self.vitals["running_s"] > RUN_LIMIT_S:
-                    self.kill(f"hung: one inference ran for {self.vitals['running_s']:.0f} s")
-            if missed * heartbeat_s >= hang_s:
+        try:
+            while not self.ended.done() and missed * heartbeat_s < hang_s:
+                beat = beat or asyncio.create_task(self.request("ping"))
+                await asyncio.wait([self.ended], timeout=heartbeat_s)
+                if not beat.done():
+                    missed += 1
+                elif beat.exception() is None:
+                    missed, self.vitals, beat = 0, beat.result(), None
+                    if self.vitals["running_s"] > RUN_LIMIT_S:
+                        self.kill(f"hung: one inference ran for {self.vitals['running_s']:.0f} s")
+            if not self.ended.done():
                 self.kill(f"hung: no heartbeat for {hang_s:g} s")
-                break
-        reason = await self.ended
-        if beat is not None:
-            await asyncio.wait([beat])
-            beat.exception()
-        return reason
+            return await self.ended
+        finally:
+            if beat is not None:
+                beat.cancel()
+                await asyncio.gather(beat, return_exceptions=True)
 
     def kill(self, reason: str) -> None:
         """Kill the process; `ended` follows."""
@@ -194,6 +201,9 @@ class WorkerLink:
                 self._take(unpack(await self._reader.readexactly(size)))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
+        except Exception as error:  # ours, but the process must not go unwatched
+            log.critical("reading from a worker failed", exc_info=error)
+            self.kill(f"reading from it failed: {error!r}")
         finally:
             await self._bury()
 

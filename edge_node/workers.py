@@ -3,7 +3,8 @@
 Owns the supervision (heartbeat, kill, respawn with backoff, reloading) and the requests to a
 worker; imports neither numpy nor ONNX Runtime nor PyAV, and no pixel passes through here but as
 JPEG. Invariant: what `load`, `open_camera` and `use` established survives the death of the
-process: the next one is told all of it before `WorkerReady`.
+process: the next one is told all of it before `WorkerReady`, and a model that it cannot load is
+no longer in `loaded` then. No call but `infer_*` and `encode_frame` raises Shed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from edge_node.worker_link import LinkEnded, WorkerLink
@@ -84,7 +85,6 @@ class WorkerHandle:
         self._cost_s: dict[str, float] = {}
         self._held: set[tuple[str, str]] = set()
         self._link: WorkerLink | None = None  # only while it serves
-        self._up = asyncio.Event()
         self._draining = False
         self._supervisor: asyncio.Task[None] | None = None
 
@@ -109,14 +109,31 @@ class WorkerHandle:
         return self._link.queue_length if self._link else 0
 
     @property
-    def service_ms(self) -> dict[str, float]:
-        """Return the moving average of a full pass per loaded digest, pacing included."""
-        return {digest: cost_s * 1000 for digest, cost_s in self._cost_s.items()}
+    def loaded(self) -> frozenset[str]:
+        """Return the digests that can be used now; none while no worker serves."""
+        return frozenset(self._cost_s) if self._link else frozenset()
 
     @property
-    def vitals(self) -> Message:
-        """Return the worker's own counters at the last heartbeat: shed, cache, cache_bytes."""
-        return self._link.vitals if self._link else {}
+    def service_ms(self) -> dict[str, float]:
+        """Return the moving average of a full pass, pacing included, by digest of `loaded`."""
+        return {digest: self._cost_s[digest] * 1000 for digest in self.loaded}
+
+    @property
+    def shed_counts(self) -> Mapping[str, int]:
+        """Return what the queue of this process shed, by reason, as of the last heartbeat."""
+        counts: Mapping[str, int] = self._link.vitals.get("shed", {}) if self._link else {}
+        return counts
+
+    @property
+    def ladder_counts(self) -> Mapping[str, int]:
+        """Return how the ladder of this process answered: rungs, misses by reason, evictions."""
+        counts: Mapping[str, int] = self._link.vitals.get("ladder", {}) if self._link else {}
+        return counts
+
+    @property
+    def cache_bytes(self) -> int:
+        """Return the size of the output cache as of the last heartbeat."""
+        return int(self._link.vitals.get("cache_bytes", 0)) if self._link else 0
 
     async def start(self) -> None:
         """Start supervision; return when the worker serves or its first start failed.
@@ -140,27 +157,23 @@ class WorkerHandle:
     async def load(self, model: ModelFile) -> None:
         """Load and warm a model; afterwards it is usable by its digest.
 
-        Raises ModelError, and what was loaded before stays in use: damaged or unsuitable file,
-        or a model that kills or hangs the worker (it is not loaded again then).
+        Raises ModelError, and what was loaded before stays in use: no worker serves, the file is
+        damaged or unsuitable, or it kills or hangs the worker (it is not loaded again then).
         """
-        if model.digest in self._models and model.digest in self._cost_s:
+        link = self._link
+        if link is None:
+            raise ModelError(f"worker {self.spec.name} is not up")
+        if model.digest in self.loaded:
             return
         try:
-            await asyncio.wait_for(self._up.wait(), LOAD_LIMIT_S)
-            link = self._serving()
-            await asyncio.wait_for(self._load_into(link, model), LOAD_LIMIT_S)
-        except TimeoutError:
-            if self._link is not None:
-                self._link.kill(f"hung while loading {model.name}/{model.variant}")
-            raise ModelError(
-                f"model {model.name}/{model.variant} was not loaded on {self.spec.name} within "
-                f"{LOAD_LIMIT_S:g} s"
-            ) from None
+            cost_s = await self._load_into(link, model)
         except Shed as shed:
             raise ModelError(
                 f"model {model.name}/{model.variant} was not loaded on {self.spec.name}: "
                 f"{shed.reason} meanwhile"
             ) from None
+        if self._link is link:
+            self._cost_s[model.digest] = cost_s
         self._models[model.digest] = model
 
     async def unload(self, digest: str) -> None:
@@ -176,21 +189,8 @@ class WorkerHandle:
         nothing changed then. A source that cannot be opened is an event, never an exception.
         """
         self._check_loaded(digest)
-        before = self._cameras.get(spec.agent)
         self._cameras[spec.agent] = (spec, digest)
-        try:
-            await self._if_alive(
-                "open",
-                camera=fields(spec),
-                digest=digest,
-                first_frame=self._next_frame.get(spec.agent, 0),
-            )
-        except ModelError:
-            if before is None:
-                self._cameras.pop(spec.agent, None)
-            else:
-                self._cameras[spec.agent] = before
-            raise
+        await self._if_alive("open", **self._opening(spec.agent))
 
     async def use(self, agent: str, digest: str) -> None:
         """Answer a camera with another loaded model from its next frame on.
@@ -205,7 +205,7 @@ class WorkerHandle:
             self._cameras[agent] = (self._cameras[agent][0], digest)
 
     async def close_camera(self, agent: str) -> None:
-        """Close a camera; unknown agents are no error."""
+        """Close a camera; its frames under way may still end. Unknown agents are no error."""
         self._cameras.pop(agent, None)
         await self._if_alive("close", agent=agent)
 
@@ -240,13 +240,17 @@ class WorkerHandle:
         return data
 
     async def export_cache(self, agent: str, digest: str) -> bytes | None:
-        """Return the valid cache entry of (agent, digest) for another node, if there is one."""
+        """Return the valid cache entry of (agent, digest) for another node, if there is one.
+
+        None also while the worker is too busy or down.
+        """
         data: bytes | None = await self._if_alive("export", agent=agent, digest=digest)
         return data
 
     async def import_cache(self, agent: str, digest: str, data: bytes) -> bool:
         """Take over another node's entry; False if it is damaged, stale or does not belong.
 
+        False also while the worker is too busy or down.
         Raises ModelError when the digest is not loaded.
         """
         return bool(await self._if_alive("import", agent=agent, digest=digest, data=data))
@@ -275,10 +279,13 @@ class WorkerHandle:
         """Ask a living worker; a dead one's successor learns of it by `_restore`."""
         try:
             return await self._serving().request(op, **message)
-        except Shed as shed:
-            if shed.reason in ("worker died", "draining"):
-                return None
-            raise
+        except Shed:
+            return None
+
+    def _opening(self, agent: str) -> Message:
+        spec, digest = self._cameras[agent]
+        first_frame = self._next_frame.get(agent, 0)
+        return {"camera": fields(spec), "digest": digest, "first_frame": first_frame}
 
     def _check_loaded(self, digest: str) -> None:
         if digest and digest not in self._models:
@@ -286,24 +293,17 @@ class WorkerHandle:
 
     async def _supervise(self, first: asyncio.Future[None]) -> None:
         loop = asyncio.get_running_loop()
-        pause_s, link = FIRST_PAUSE_S, None
+        pause_s = FIRST_PAUSE_S
         try:
             while True:
                 started_s = loop.time()
                 try:
-                    link = await WorkerLink.spawn(self.spec, self._python, self._event)
-                    watching = asyncio.create_task(link.watch(self._heartbeat_s, self._hang_s))
-                    await self._restore(link)
-                    self._link = link
-                    self._up.set()
-                    self._tell(WorkerReady())
-                    if not first.done():
-                        first.set_result(None)
-                    reason = await watching
+                    reason = await self._live(first)
                 except LinkEnded as ended:
                     reason = str(ended)
-                except Shed:
-                    reason = await watching
+                except Exception as error:  # ours, but the node must not go blind
+                    log.critical("supervising %s failed", self.spec.name, exc_info=error)
+                    reason = f"its supervision failed: {error!r}"
                 self._mourn(reason)
                 if not first.done():
                     first.set_result(None)
@@ -312,38 +312,76 @@ class WorkerHandle:
                 await asyncio.sleep(pause_s)
                 pause_s = min(LAST_PAUSE_S, pause_s * 2)
         finally:
-            self._link = None
-            self._up.clear()
             if not first.done():
                 first.cancel()
-            if link is not None:
-                await link.close(LEAVE_LIMIT_S)
 
-    async def _restore(self, link: WorkerLink) -> None:
-        """Tell a new process everything its predecessor knew. Raises Shed when it dies."""
-        for model in list(self._models.values()):
+    async def _live(self, first: asyncio.Future[None]) -> str:
+        """Run one worker process from its start to its end; return why it ended.
+
+        Raises LinkEnded when it cannot be started. However this ends, so does the process.
+        """
+        link = await WorkerLink.spawn(self.spec, self._python, self._event)
+        watching = asyncio.create_task(link.watch(self._heartbeat_s, self._hang_s))
+        try:
             try:
-                await self._load_into(link, model)
-            except ModelError as error:
-                log.error("worker %s: a model is lost: %s", self.spec.name, error)
-                del self._models[model.digest]
-                self._cost_s.pop(model.digest, None)
-        for agent, (spec, digest) in list(self._cameras.items()):
-            await link.request(
-                "open",
-                camera=fields(spec),
-                digest=digest if digest in self._models else "",
-                first_frame=self._next_frame.get(agent, 0),
-            )
+                self._cost_s = await self._restore(link)
+            except Shed:
+                return await watching
+            self._link = link
+            self._tell(WorkerReady())
+            if not first.done():
+                first.set_result(None)
+            return await watching
+        finally:
+            self._link = None
+            watching.cancel()
+            await link.close(LEAVE_LIMIT_S)
 
-    async def _load_into(self, link: WorkerLink, model: ModelFile) -> None:
-        value = await link.request("load", model=fields(model))
-        self._cost_s[model.digest] = value["cost_s"]
+    async def _restore(self, link: WorkerLink) -> dict[str, float]:
+        """Tell a new process everything its predecessor knew; return the costs of its models.
+
+        What is asked of this handle meanwhile counts too: at the return, without a pause between,
+        the process has exactly the models and cameras that are wanted. Raises Shed when it dies.
+        """
+        costs: dict[str, float] = {}
+        opened: dict[str, tuple[CameraSpec, str]] = {}
+        while True:
+            models, cameras = list(self._models.values()), list(self._cameras.items())
+            if missing := [model for model in models if model.digest not in costs]:
+                try:
+                    costs[missing[0].digest] = await self._load_into(link, missing[0])
+                except ModelError as error:
+                    log.error("worker %s: a model is lost: %s", self.spec.name, error)
+                    self._models.pop(missing[0].digest, None)
+            elif surplus := costs.keys() - self._models.keys():
+                costs.pop(digest := surplus.pop())
+                await link.request("unload", digest=digest)
+            elif closed := opened.keys() - self._cameras.keys():
+                opened.pop(agent := closed.pop())
+                await link.request("close", agent=agent)
+            elif changed := [each for each in cameras if opened.get(each[0]) != each[1]]:
+                agent, one = changed[0]
+                opened[agent] = one
+                await link.request("open", **self._opening(agent))
+            else:
+                return costs
+
+    async def _load_into(self, link: WorkerLink, model: ModelFile) -> float:
+        """Return the predicted cost of a pass. Raises ModelError, or Shed when the worker dies."""
+        try:
+            async with asyncio.timeout(LOAD_LIMIT_S):
+                value = await link.request("load", model=fields(model))
+        except TimeoutError:
+            link.kill(f"hung while loading {model.name}/{model.variant}")
+            raise ModelError(
+                f"model {model.name}/{model.variant} was not loaded on {self.spec.name} within "
+                f"{LOAD_LIMIT_S:g} s"
+            ) from None
+        cost_s: float = value["cost_s"]
+        return cost_s
 
     def _mourn(self, reason: str) -> None:
         """Take back what depended on the dead process."""
-        self._link = None
-        self._up.clear()
         for agent, digest in sorted(self._held):
             self._tell(CacheHolding(agent, digest, False))
         self._held.clear()

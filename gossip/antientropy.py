@@ -36,11 +36,19 @@ class Repair:
         self._members = members
         self._links = links
         self._count = count
+        self.agreed = False
+        """Whether a live peer's replica was equal to ours at some time."""
         self._state_differs = 0
         self._roster_differs = 0
         self._state_busy_s = 0.0  # one repair at a time: a newcomer would get all from everybody
         self._roster_busy_s = 0.0
         self._greeted: dict[bytes, None] = {}
+
+    def agrees(self, fingerprint: bytes) -> bool:
+        """Say whether a live peer's replica equals ours."""
+        same = fingerprint == self._store.fingerprint()
+        self.agreed = self.agreed or same
+        return same
 
     def observe(self, link: Link, fingerprint: bytes, roster: bytes, now: Instant) -> None:
         """Judge the summaries in an ack; begin a repair when they kept differing."""
@@ -50,7 +58,7 @@ class Repair:
             if len(self._greeted) > 4096:
                 del self._greeted[next(iter(self._greeted))]
         pause_s = self._config.probe_interval_s / 2
-        same = fingerprint == self._store.fingerprint()
+        same = self.agrees(fingerprint)
         self._state_differs = 0 if same else self._state_differs + 1
         wanted = not same and (first or self._state_differs >= _PATIENCE)
         if wanted and now.mono_s >= self._state_busy_s:

@@ -15,12 +15,14 @@ from gossip.codec import Packer, counters_to_ranges, encode_message, join_messag
 from gossip.config import GossipConfig
 from gossip.events import Address
 from gossip.handshake import Established
+from gossip.limits import Rates
 from gossip.messages import Message, Received
 from gossip.sealing import Channel
 
 _ACK_DELAY_S = 0.02
 _MAX_RESEND_S = 3.0
 _FIRST_RTT_S = 0.1
+_STRANGERS_PER_S, _STRANGERS_BURST = 256 / 60, 256  # of whom one peer may tell
 # priorities: smaller leaves first
 URGENT, STATE, REPAIR = 0, 1, 2
 
@@ -48,6 +50,7 @@ class Link:
     boot: bytes
     channel: Channel
     address: Address
+    made: Established
     confirmed: bool = False  # something has arrived under the pair key
     volatile_sequence: int = 0  # newest volatile state of the peer seen on this boot
     rtt_s: float | None = None
@@ -100,10 +103,11 @@ class Links:
         self,
         config: GossipConfig,
         counters: dict[str, int],
-        retire: Callable[[bytes, Channel, bool], None],
+        retire: Callable[[bytes, bytes, Channel, bool], None],
     ) -> None:
         self._config = config
-        self._retire = retire  # (boot, channel, replaced by a newer boot?) of every dropped link
+        self._retire = retire  # (id, boot, channel, gone for good?) of every dropped link
+        self._strangers = Rates(_STRANGERS_PER_S, _STRANGERS_BURST)
         self._counters = counters
         self._by_id: dict[bytes, Link] = {}
         self._by_index: dict[bytes, Link] = {}
@@ -118,9 +122,17 @@ class Links:
         """Return the link whose peer was given this channel index."""
         return self._by_index.get(index)
 
-    def channels(self) -> dict[bytes, Channel]:
-        """Return the channels by peer boot; O(n), for handshakes only."""
-        return {link.boot: link.channel for link in self._by_id.values()}
+    def established(self, node_id: bytes) -> Established | None:
+        """Return how the link to a node was made, if there is one."""
+        link = self._by_id.get(node_id)
+        return link.made if link is not None else None
+
+    def may_introduce(self, link: Link, now: Instant) -> bool:
+        """Tell whether a peer may bring one more stranger's claim or key now; counts a no."""
+        granted = self._strangers.take(link.node_id, now)
+        if not granted:
+            self._count("dropped_strangers")
+        return granted
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -137,23 +149,22 @@ class Links:
                 old.sample(made.rtt_s)
             return old
         if old is not None:
-            self.close(made.node_id, replaced=True)
-        link = Link(made.node_id, made.public_key, made.boot, made.channel, made.address)
+            self.close(made.node_id, gone=True)
+        link = Link(made.node_id, made.public_key, made.boot, made.channel, made.address, made)
         if made.rtt_s is not None:
             link.sample(made.rtt_s)
         self._by_id[made.node_id] = link
         self._by_index[made.channel.local] = link
         return link
 
-    def close(self, node_id: bytes, *, replaced: bool = False) -> Link | None:
-        """Drop a link and all that was on its way; return it."""
+    def close(self, node_id: bytes, *, gone: bool = False) -> None:
+        """Drop a link and all that was on its way; a boot that is gone gets no other."""
         link = self._by_id.pop(node_id, None)
         if link is not None:
             link.scheduled_s = nan  # equals nothing: what the agenda says of it is stale
             if self._by_index.get(link.channel.local) is link:
                 del self._by_index[link.channel.local]
-            self._retire(link.boot, link.channel, replaced)
-        return link
+            self._retire(node_id, link.boot, link.channel, gone)
 
     def post(self, link: Link, message: Message) -> None:
         """Send a message with the next flush, once."""

@@ -33,6 +33,7 @@ from gossip.messages import (
     Suspect,
     VolatileRequest,
     VolatileState,
+    canonical_host,
 )
 from gossip.sealing import HEADER_BYTES, MAX_DATAGRAM_BYTES, TAG_BYTES
 
@@ -74,11 +75,12 @@ def _flag(value: Any) -> bool:
 
 
 def _host(value: Any) -> str:
-    if type(value) is not str or not 1 <= len(value) <= MAX_HOST_CHARS:
-        raise DecodeError("not a host")
-    if not value.isascii() or not value.isprintable():
-        raise DecodeError("not a host")
-    return value
+    try:
+        if type(value) is str and canonical_host(value) == value:
+            return value
+    except ValueError:
+        pass
+    raise DecodeError("not an IP address in its one spelling")
 
 
 def _record(*checks: Check, make: Callable[..., Any] | None = None) -> Check:

@@ -47,7 +47,7 @@ class GossipConfig:
     reconnect_interval_s: float = 5.0  # between two tries of a member that is down
     fan_out: int = 64  # peers a batch is sent to directly
     dead_members: int = 256  # claims kept of members that are down or left
-    handshakes_per_s: float = 200.0  # handshake messages examined, so that replays stay cheap
+    handshakes_per_s: float = 200.0  # HELLOs examined; half as many from one IP address
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -15,7 +15,8 @@ from gossip.broadcast import Link, Links
 from gossip.config import GossipConfig
 from gossip.events import Address
 from gossip.handshake import Handshake
-from gossip.members import Members
+from gossip.limits import Rates
+from gossip.members import MAX_MEMBERS, Members
 from gossip.sealing import DropError
 from gossip.suspicion import Suspicion
 
@@ -23,7 +24,7 @@ _CALL_TRIES = 4
 _CALL_RETRY_S = 0.3
 _CALL_LIMIT = 512
 _KNOWN_FACTOR = 5  # a lost seed is tried this much more rarely while others are there
-MAX_LINKS = 4096
+_CLAIMED_PER_S, _CLAIMED_BURST = 16.0, 128.0
 
 
 @dataclass(slots=True)
@@ -57,6 +58,7 @@ class Contact:
         self._on_link = on_link
         self._seeds: dict[Address, float] = {}
         self._calls: dict[Address, _Call] = {}
+        self._claimed = Rates(_CLAIMED_PER_S, _CLAIMED_BURST)
         self._reconnect_s = 0.0
 
     def deadline(self) -> float:
@@ -75,6 +77,14 @@ class Contact:
             return
         self._calls[addr] = _Call(1, now.mono_s + _CALL_RETRY_S)
         self._send(self._handshake.hello(addr, now), addr)
+
+    def call_claimed(self, addr: Address, now: Instant) -> None:
+        """Call where a claim says that its subject is, at a bounded rate.
+
+        Claims can name anybody's address. Who is not called now calls here, or is when probed.
+        """
+        if self._claimed.take(b"", now):
+            self.call(addr, now)
 
     def tick(self, now: Instant) -> None:
         """Repeat unanswered calls; call seeds and, now and then, somebody who is down."""
@@ -95,11 +105,11 @@ class Contact:
                 self.call(self._rng.choice(down).address, now)
 
     def receive(self, data: bytes, addr: Address, now: Instant) -> None:
-        """Take a handshake datagram; raises DropError, having changed nothing."""
-        reply, made = self._handshake.receive(data, addr, now, self._links.channels())
+        """Take a handshake datagram; raises DropError, having changed no peer's state."""
+        reply, made = self._handshake.receive(data, addr, now, self._links.established)
         if made is not None:
             known = self._links.get(made.node_id) is not None
-            if not known and len(self._links) >= MAX_LINKS:
+            if not known and len(self._links) >= MAX_MEMBERS:
                 raise DropError("links_full")
         if reply is not None:
             self._send(reply, addr)
@@ -114,7 +124,7 @@ class Contact:
         if before is link:
             self._suspicion.remind(link)
             return
-        self._suspicion.greet(link, introduce=not self._members.live())
+        self._suspicion.greet(link, now, introduce=not self._members.live())
         self._on_link(link, now)
 
     def _call_seeds(self, now: Instant) -> None:

@@ -3,18 +3,22 @@
 HELLO -> CHALLENGE (echoes the nonce, brings a cookie) -> CONFIRM (echoes the cookie). All three
 have one layout and one size, so no reply is larger than its request, and the responder keeps
 nothing before the cookie has come back from the address it was sent to. Owns the pending
-attempts and the construction of channels; never the table of peers. Invariant: a boot that a
-newer boot of the same node has replaced never gets a channel again.
+attempts and the construction of channels; never the table of peers. Invariants: a boot that has
+left, or that a newer boot of the same node has replaced, never gets a channel again; only a fresh
+HELLO costs anything, and only so many of them are examined, from one address and in all.
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from crdt.causal import node_id_of
 from crdt.clock import Instant
 from gossip.events import Address
+from gossip.limits import Rates, Recent
 from gossip.sealing import (
     VERSION,
     Channel,
@@ -24,7 +28,6 @@ from gossip.sealing import (
     derive,
     epoch_key,
     mac16,
-    node_id_of,
     pair_key,
     verify,
 )
@@ -36,7 +39,8 @@ _LABEL = b"edge-node handshake 1"
 _ZERO16 = bytes(16)
 _COOKIE_S = 10.0
 _PENDING_LIMIT = 512
-_REPLACED_LIMIT = 1024
+_REPLACED_LEAST = 1024
+_HELLOS_LEAST = 8192  # a recording costs a token once in so many
 
 
 class _Body(NamedTuple):
@@ -68,6 +72,10 @@ class Established(NamedTuple):
     channel: Channel
     address: Address
     rtt_s: float | None
+    made_s: float
+
+
+Current = Callable[[bytes], Established | None]  # how the live link to a node id was made
 
 
 class Handshake:
@@ -93,9 +101,12 @@ class Handshake:
         self._local_key = derive(self._exchange.private_bytes_raw(), b"edge-node local 1")
         self._attempts: dict[Address, _Attempt] = {}
         self._nonces = 0
-        self._replaced: dict[bytes, None] = {}
-        self._rate_per_s = self._tokens = rate_per_s
-        self._tokens_s = 0.0
+        self._replaced = Recent(_REPLACED_LEAST)  # node id + boot
+        self._hellos = Recent(_HELLOS_LEAST)
+        # at least the cookies that HELLOs can have paid for while one is good
+        self._spent = Recent(int(rate_per_s * 5 * _COOKIE_S) + 1)
+        self._rate = Rates(rate_per_s, rate_per_s)
+        self._rate_by_host = Rates(rate_per_s / 2, rate_per_s / 2)
         self._floor = 0  # no counter of a dropped channel is at or above this
 
     def hello(self, address: Address, now: Instant) -> bytes:
@@ -108,64 +119,105 @@ class Handshake:
         self._attempts[address] = _Attempt(nonce, now.mono_s)
         return self._sealed(HELLO, nonce, _ZERO16, _ZERO16, bytes(4), 0)
 
-    def retire(self, boot: bytes, channel: Channel, replaced: bool) -> None:
-        """Take note of a dropped channel, so that no counter of its keys comes twice."""
+    def retire(self, node_id: bytes, boot: bytes, channel: Channel, gone: bool) -> None:
+        """Take note of a dropped channel, so that no counter of its keys comes twice.
+
+        A boot that is gone for good (it left, or another one replaced it) gets no new channel.
+        """
         self._floor = self._next_counter(channel)
-        if replaced:
-            self._replaced[boot] = None
-            if len(self._replaced) > _REPLACED_LIMIT:
-                del self._replaced[next(iter(self._replaced))]
+        if gone:
+            self._replaced.add(node_id + boot)
 
     def receive(
-        self, data: bytes, addr: Address, now: Instant, current: dict[bytes, Channel]
+        self, data: bytes, addr: Address, now: Instant, current: Current
     ) -> tuple[bytes | None, Established | None]:
         """Return (reply, established) for a handshake datagram; raises DropError.
 
-        `current` holds the live channels by peer boot, which a repeated handshake keeps.
+        A repeated handshake keeps the channel that `current` knows for the same node and boot.
         """
-        body = self._opened(data, now)
+        body, signed, signature = self._opened(data)
+        known = current(node_id_of(body.public_key))
+        rival = known if known is not None and known.boot != body.boot else None
+        sent_s = None
         if body.kind == HELLO:
-            cookie = self._cookie(body, addr, int(now.mono_s // _COOKIE_S))
-            index = self._index(body.boot)
-            floor = self._next_counter(current.get(body.boot))
+            self._admit(body.nonce, addr, now)
+        else:
+            sent_s = self._expected(body, addr, now, rival)
+        # the costly check comes last, so that each HELLO sent or admitted pays for at most one
+        if not verify(body.public_key, _LABEL + signed, signature):
+            raise DropError("handshake")
+        channel = known.channel if known is not None and rival is None else None
+        if body.kind == HELLO:
+            cookie = self._cookie(body, addr, int(now.mono_s // _COOKIE_S), rival)
+            index, floor = self._index(body), self._next_counter(channel)
             return self._sealed(CHALLENGE, body.nonce, cookie, body.boot, index, floor), None
-        if body.peer_boot != self._boot or body.boot in self._replaced:
+        made = self._establish(body, addr, now, channel, sent_s)
+        if body.kind == CONFIRM:
+            return None, made
+        index, floor = made.channel.local, made.channel.counter
+        return self._sealed(CONFIRM, body.nonce, body.cookie, body.boot, index, floor), made
+
+    def _admit(self, nonce: bytes, addr: Address, now: Instant) -> None:
+        """Let a HELLO pass that is new and within the rates."""
+        if nonce in self._hellos:
+            raise DropError("replay")
+        if not (self._rate_by_host.take(addr[0], now) and self._rate.take(b"", now)):
+            raise DropError("handshake_rate")
+        self._hellos.add(nonce)
+
+    def _expected(
+        self, body: _Body, addr: Address, now: Instant, rival: Established | None
+    ) -> float | None:
+        """Let an answer pass that was asked for, once; return when, if it was by a HELLO.
+
+        What was asked before a rival boot of the same node was met comes from an older boot.
+        """
+        if (
+            body.peer_boot != self._boot
+            or node_id_of(body.public_key) + body.boot in self._replaced
+        ):
             raise DropError("handshake")
         if body.kind == CHALLENGE:
             attempt = self._attempts.get(addr)
             if attempt is None or attempt.nonce != body.nonce:
                 raise DropError("handshake")
+            if rival is not None and rival.made_s > attempt.sent_s:
+                raise DropError("handshake")
             del self._attempts[addr]
-            made = self._establish(body, addr, current, now.mono_s - attempt.sent_s)
-            index, floor = made.channel.local, made.channel.counter
-            reply = self._sealed(CONFIRM, body.nonce, body.cookie, body.boot, index, floor)
-            return reply, made
+            return attempt.sent_s
+        if body.cookie in self._spent:
+            raise DropError("replay")
         bucket = int(now.mono_s // _COOKIE_S)
-        if body.cookie not in (
-            self._cookie(body, addr, bucket),
-            self._cookie(body, addr, bucket - 1),
-        ):
+        good = [self._cookie(body, addr, bucket - age, rival) for age in (0, 1)]
+        if body.cookie not in good:
             raise DropError("handshake")
-        return None, self._establish(body, addr, current, None)
+        self._spent.add(body.cookie)
+        return None
 
     def _establish(
-        self, body: _Body, addr: Address, current: dict[bytes, Channel], rtt_s: float | None
+        self,
+        body: _Body,
+        addr: Address,
+        now: Instant,
+        channel: Channel | None,
+        sent_s: float | None,
     ) -> Established:
         node_id = node_id_of(body.public_key)
-        channel = current.get(body.boot)
         if channel is None:
             me, peer = (self._identity.node_id, self._boot), (node_id, body.boot)
             channel = Channel(
                 send=pair_key(self._epoch, self._exchange, body.exchange, me, peer),
                 receive=pair_key(self._epoch, self._exchange, body.exchange, peer, me),
-                local=self._index(body.boot),
+                local=self._index(body),
                 counter=self._floor,
                 floor=body.floor,
             )
         # a channel that outlived the peer's copy of it keeps what the CHALLENGE promised
         channel.counter = self._next_counter(channel)
         channel.remote = body.channel
-        return Established(node_id, body.public_key, body.boot, channel, addr, rtt_s)
+        rtt_s = now.mono_s - sent_s if sent_s is not None else None
+        made = (node_id, body.public_key, body.boot, channel, addr, rtt_s, now.mono_s)
+        return Established(*made)
 
     def _next_counter(self, channel: Channel | None) -> int:
         return self._floor if channel is None else max(self._floor, channel.counter)
@@ -188,9 +240,9 @@ class Handshake:
         )
         return self._seal.seal(body + self._identity.sign(_LABEL + body))
 
-    def _opened(self, data: bytes, now: Instant) -> _Body:
+    def _opened(self, data: bytes) -> tuple[_Body, bytes, bytes]:
+        """Return a datagram's body, what of it is signed, and the signature, not yet verified."""
         plain = self._seal.open(data)
-        self._spend_token(now)  # only now: who lacks the secret must not use up the tokens
         if len(plain) != _BODY_BYTES:
             raise DropError("decode")
         body = _Body(*_LAYOUT.unpack_from(plain))
@@ -200,23 +252,14 @@ class Handshake:
             raise DropError("version")
         if body.public_key == self._identity.public_key:
             raise DropError("self")
-        if not verify(body.public_key, _LABEL + plain[: _LAYOUT.size], plain[_LAYOUT.size :]):
-            raise DropError("handshake")
-        return body
+        return body, plain[: _LAYOUT.size], plain[_LAYOUT.size :]
 
-    def _spend_token(self, now: Instant) -> None:
-        gained = max(0.0, now.mono_s - self._tokens_s) * self._rate_per_s
-        self._tokens = min(self._rate_per_s, self._tokens + gained)
-        self._tokens_s = now.mono_s
-        if self._tokens < 1:
-            raise DropError("handshake_rate")
-        self._tokens -= 1
-
-    def _cookie(self, body: _Body, addr: Address, bucket: int) -> bytes:
+    def _cookie(self, body: _Body, addr: Address, bucket: int, rival: Established | None) -> bytes:
         where = f"{addr[0]} {addr[1]}".encode()
         stamp = bucket.to_bytes(8, "big", signed=True)
         who = (body.public_key, body.boot, body.nonce)
-        return mac16(self._local_key, b"cookie", where, *who, stamp)
+        instead_of = rival.boot if rival is not None else b""
+        return mac16(self._local_key, b"cookie", where, *who, stamp, instead_of)
 
-    def _index(self, boot: bytes) -> bytes:
-        return mac16(self._local_key, b"index", boot)[:4]
+    def _index(self, body: _Body) -> bytes:
+        return mac16(self._local_key, b"index", node_id_of(body.public_key), body.boot)[:4]

@@ -12,10 +12,11 @@ from hashlib import blake2b
 from crdt.clock import Instant
 from gossip.config import GossipConfig
 from gossip.events import Address, Event, MemberDown, MemberLeft, MemberSuspect, MemberUp
-from gossip.messages import MAX_INCARNATION, Claim, make_claim
+from gossip.messages import MAX_INCARNATION, Claim, canonical_host, make_claim
 from gossip.sealing import Identity
 
 ALIVE, SUSPECT, DOWN, LEFT = "alive", "suspect", "down", "left"
+MAX_MEMBERS = 4096
 
 
 @dataclass(slots=True)
@@ -58,7 +59,9 @@ class Members:
         self._digest: bytes | None = None
         self._live: list[Member] | None = None
         self._down: list[Member] | None = None
-        self.own = make_claim(identity, incarnation, address)
+        if not 0 <= incarnation <= MAX_INCARNATION // 2:  # far beyond what refutations can reach
+            raise ValueError(f"incarnation {incarnation}: this identity is used up, make another")
+        self.own = make_claim(identity, incarnation, (canonical_host(address[0]), address[1]))
         self.node_id = identity.node_id
 
     def __iter__(self) -> Iterator[Member]:
@@ -83,10 +86,12 @@ class Members:
     def renew(self, above: int, address: Address | None = None, *, left: bool = False) -> Claim:
         """Sign a new claim of this node's whose incarnation is greater than `above`.
 
-        Who has left stays so, whatever is claimed anew.
+        Who has left stays so, whatever is claimed anew. ValueError if the host is no IP address.
         """
         incarnation = min(MAX_INCARNATION, max(above, self.own.incarnation) + 1)
-        where = address or (self.own.host, self.own.port)
+        where = (self.own.host, self.own.port)
+        if address is not None:
+            where = (canonical_host(address[0]), address[1])
         left = left or self.own.left
         self.own = make_claim(self._identity, incarnation, where, left=left)
         self._changed()
@@ -97,6 +102,9 @@ class Members:
         node_id = claim.node_id
         known = self._table.get(node_id)
         if known is not None and claim.order <= known.claim.order:
+            return False
+        if known is None and len(self.live()) >= MAX_MEMBERS:
+            self._count("dropped_members_full")
             return False
         if not claim.authentic():
             self._count("dropped_claim")

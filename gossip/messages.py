@@ -3,11 +3,13 @@
 Owns their fields and limits; never their bytes (codec) nor their effect (the other rooms).
 """
 
+from ipaddress import ip_address
 from typing import NamedTuple
 
 import msgpack
 
-from gossip.sealing import Identity, node_id_of, verify
+from crdt.causal import node_id_of
+from gossip.sealing import Identity, verify
 
 ID_BYTES = 16
 MAX_BATCH_BYTES = 1000
@@ -15,6 +17,18 @@ MAX_VOLATILE_BYTES = 400
 MAX_HOST_CHARS = 64
 MAX_INCARNATION = (1 << 48) - 1
 PAGE_ENTRIES = 22  # of at most 48 bytes each, so that any page fits a datagram
+
+
+def canonical_host(host: str) -> str:
+    """Return an IP address in its one spelling, IPv4 where it is mapped into IPv6.
+
+    ValueError for names, zones (`%eth0`), and what is nobody's address: wildcards and multicast.
+    """
+    ip = ip_address(host)
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_unspecified or ip.is_multicast or "%" in host:
+        raise ValueError(f"{host!r} is not the IP address of a host")
+    return str(ip)
 
 
 class Claim(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from crdt.causal import node_id_of
 from crdt.clock import Instant
 from crdt.codec import DecodeError, Value
 from crdt.log import Batch, MergeStatus
@@ -48,7 +49,6 @@ from gossip.sealing import (
     KIND_SEALED,
     DropError,
     Identity,
-    node_id_of,
     parse_header,
 )
 from gossip.suspicion import Suspicion
@@ -78,8 +78,9 @@ class GossipNode:
         """Make a node that knows nobody yet.
 
         `boot` is 16 fresh random bytes of this run; `incarnation` must be greater than that of
-        earlier runs; `address` is where others reach this node. `exchange` is this boot's secret
-        key, given only where runs must repeat (simulation); `rng` decides nothing secret.
+        earlier runs; `address` (host an IP address) is where others reach this node. `exchange` is
+        this boot's secret key, given only where runs must repeat (simulation); `rng` decides
+        nothing secret. ValueError for a host that is none, or an incarnation out of range.
         """
         self.counters: dict[str, int] = {}
         self._outputs: deque[Output] = deque()
@@ -188,7 +189,7 @@ class GossipNode:
         self._flush(now)
 
     def set_volatile(self, key: str, value: Value, now: Instant) -> None:
-        """Set a volatile value of this node's; ValueError above 400 bytes in all."""
+        """Set a volatile value of this node's; what exceeds 400 bytes in all is counted alone."""
         self._volatile.set(key, value, now)
         self._volatile.tick(now)
         self._flush(now)
@@ -234,6 +235,11 @@ class GossipNode:
     def volatile(self, node_id: bytes, key: str) -> Value | None:
         """Return a live member's volatile value, or None."""
         return self._volatile.get(node_id, key)
+
+    @property
+    def acquainted(self) -> bool:
+        """Tell whether a live peer's replica was ever equal to ours: then we know what it knows."""
+        return self._repair.agreed
 
     @property
     def incarnation(self) -> int:
@@ -288,6 +294,7 @@ class GossipNode:
     def _on_ping(self, link: Link, message: Ping, now: Instant) -> None:
         if not self._left:
             self._probing.on_ping(link, message, now)
+            self._repair.agrees(message.fingerprint)
             self._volatile.observe(link, message.volatile)
 
     def _on_ack(self, link: Link, message: Ack, now: Instant) -> None:
@@ -299,18 +306,18 @@ class GossipNode:
         merge = self._store.merge(message.raw, now)
         key = message.public_key
         stranger = merge.batch if merge.status is MergeStatus.UNKNOWN_KEY else None
-        if stranger is not None and node_id_of(key) == stranger.origin:
+        signed = stranger is not None and node_id_of(key) == stranger.origin
+        if signed and self._links.may_introduce(link, now):
             self._store.learn_key(key)
             merge = self._store.merge(message.raw, now)
         self._count("batches_" + merge.status.name.lower())
         self._changed(merge.changes)
 
     def _on_met(self, claim: Claim, now: Instant) -> None:
-        self._store.learn_key(claim.public_key)
         link = self._links.get(claim.node_id)
         address = (claim.host, claim.port)
         if link is None or link.address != address:
-            self._contact.call(address, now)
+            self._contact.call_claimed(address, now)
 
     def _on_link(self, link: Link, now: Instant) -> None:
         self._store.learn_key(link.public_key)

@@ -29,6 +29,7 @@ class _Probe:
     sent_s: float | None  # None: no link yet, a handshake is under way
     indirect_s: float
     end_s: float
+    helpers: frozenset[bytes] = frozenset()
     answered: bool = False
 
 
@@ -55,7 +56,7 @@ class Probing:
         self._order: list[bytes] = []
         self._current: _Probe | None = None
         self._number = 0
-        self._relays: dict[int, tuple[bytes, int]] = {}
+        self._relays: dict[int, tuple[bytes, bytes, int]] = {}  # target, asker, asker's number
         self._health = 0
         self._heard = False
         self._lag_s = 0.0
@@ -105,11 +106,12 @@ class Probing:
             if not probe.answered and probe.sent_s is not None:
                 link.sample(now.mono_s - probe.sent_s)
             probe.answered = True
-        relay = self._relays.pop(message.number, None)
-        if relay is not None:
-            asker = self._links.get(relay[0])
+        target, asker_id, number = self._relays.get(message.number, (b"", b"", 0))
+        if target == link.node_id:
+            del self._relays[message.number]
+            asker = self._links.get(asker_id)
             if asker is not None:
-                self._links.post(asker, IndirectAck(relay[1]))
+                self._links.post(asker, IndirectAck(number))
 
     def on_request(self, link: Link, message: PingRequest, now: Instant) -> None:
         """Probe a target for another member; without a link to it, say nothing."""
@@ -118,12 +120,12 @@ class Probing:
             return
         if len(self._relays) >= _RELAY_LIMIT:
             del self._relays[next(iter(self._relays))]
-        self._relays[self.ping(target)] = (link.node_id, message.number)
+        self._relays[self.ping(target)] = (target.node_id, link.node_id, message.number)
 
     def on_indirect(self, link: Link, message: IndirectAck, now: Instant) -> None:
-        """Take the word of a helper that the target answered."""
+        """Take the word of a helper that was asked that the target answered."""
         probe = self._current
-        if probe is not None and probe.number == message.number:
+        if probe and probe.number == message.number and link.node_id in probe.helpers:
             probe.answered = True
 
     def heard(self, node_id: bytes) -> None:
@@ -187,7 +189,9 @@ class Probing:
         if probe.number == 0:
             self._number += 1
             probe.number = self._number
-        for link in self._rng.sample(helpers, wanted):
+        asked = self._rng.sample(helpers, wanted)
+        probe.helpers = frozenset(link.node_id for link in asked)
+        for link in asked:
             self._links.post(link, PingRequest(probe.number, probe.target))
         # it may have restarted: a new boot does not understand this link's seals
         member = self._members.get(probe.target)

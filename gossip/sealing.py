@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from crdt.causal import node_id_of
+
 VERSION = 1
 HEADER_BYTES = 12
 TAG_BYTES = 16
@@ -31,11 +33,6 @@ class DropError(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-def node_id_of(public_key: bytes) -> bytes:
-    """Return the node id: the first 16 bytes of the SHA-256 of the Ed25519 public key."""
-    return sha256(public_key).digest()[:16]
 
 
 class Identity:

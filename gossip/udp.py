@@ -21,6 +21,7 @@ _log = logging.getLogger("edge_node.gossip")
 _BUFFER_BYTES = 1 << 20
 _PERSIST_RETRY_S = 1.0
 _LEAST_DELAY_S = 0.001  # a deadline in the past must not starve the socket
+_MAPPED = "::ffff:"  # how an IPv6 socket names IPv4 peers (RFC 4291, section 2.5.5.2)
 
 
 class UdpHost(asyncio.DatagramProtocol):
@@ -33,6 +34,8 @@ class UdpHost(asyncio.DatagramProtocol):
         self._flush_handle: asyncio.Handle | None = None
         self._persister: asyncio.Task[None] | None = None
         self._to_persist: asyncio.Queue[Batch] = asyncio.Queue()
+        self._maps = False  # the socket is IPv6 and reaches IPv4 peers under mapped addresses
+        self._warned = False
         self.send_errors = 0
 
     async def start(
@@ -47,8 +50,9 @@ class UdpHost(asyncio.DatagramProtocol):
 
         `persist` is awaited for one batch at a time; when it raises OSError the same batch is
         tried again a second later, because the ones after it must wait for it. `on_event` is
-        called on the loop and must not block. Raises OSError, naming the address, when the port
-        is taken; the host can then be started again.
+        called on the loop and must not block. Bound to "::" it serves IPv4 as well (unless
+        net.ipv6.bindv6only is set), and the node sees plain IPv4 addresses. Raises OSError, naming
+        the address, when the port is taken; the host can then be started again.
         """
         self._node, self._persist, self._on_event, self._clock = node, persist, on_event, clock
         self._loop = asyncio.get_running_loop()
@@ -60,6 +64,7 @@ class UdpHost(asyncio.DatagramProtocol):
         self._transport = transport
         sock = cast(socket.socket, transport.get_extra_info("socket"))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        self._maps = sock.family == socket.AF_INET6
         self._persister = self._loop.create_task(self._persist_in_order())
         self._flush()
 
@@ -95,7 +100,8 @@ class UdpHost(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         """Pass a datagram to the core (called by the loop)."""
-        self._node.receive_datagram(data, (addr[0], addr[1]), self._clock())
+        source = addr[0].removeprefix(_MAPPED), addr[1]
+        self._node.receive_datagram(data, source, self._clock())
         self.kick()
 
     def error_received(self, exc: Exception) -> None:
@@ -117,9 +123,18 @@ class UdpHost(asyncio.DatagramProtocol):
 
     def _send(self, output: Transmit) -> None:
         assert self._transport is not None
+        host, port = output.addr
+        if self._maps and ":" not in host:
+            host = _MAPPED + host
+        elif not self._maps and ":" in host:
+            self.send_errors += 1
+            if not self._warned:  # once; the counter tells of the rest
+                self._warned = True
+                _log.warning("cannot send to %s from an IPv4 socket: bind :: to serve both", host)
+            return
         try:
-            self._transport.sendto(output.data, output.addr)
-        except (OSError, ValueError):  # no route, or an address that this socket cannot reach
+            self._transport.sendto(output.data, (host, port))
+        except (OSError, ValueError):  # no route
             self.send_errors += 1
 
     def _arm(self) -> None:

@@ -37,11 +37,12 @@ class Volatiles:
         self.sequence = 0
 
     def set(self, key: str, value: Value, now: Instant) -> None:
-        """Set one of this node's values; ValueError (nothing changed) above 400 bytes in all."""
+        """Set one of this node's values; above 400 bytes in all nothing changes but a counter."""
         draft = {**self._own, key: value}
         blob = encode_value(draft)
         if len(blob) > MAX_VOLATILE_BYTES:
-            raise ValueError(f"volatile state of {len(blob)} bytes; at most {MAX_VOLATILE_BYTES}")
+            self._count("volatile_oversize")
+            return
         if blob == self._blob:
             return
         self._own, self._blob = draft, blob

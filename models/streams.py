@@ -1,15 +1,17 @@
-"""The cameras of a worker: one decode thread each, and the few frames it keeps.
+"""The cameras of a worker: one decode thread each, and the frames under way.
 
-Owns the threads that pull frames from sources and the last `KEPT_FRAMES` frames of each camera;
-never runs a model. Invariant: a frame number is given once, ascending per camera; a frame is
-either kept or gone, and asking for one that is gone is a `Shed("frame gone")`.
+Owns the threads that pull frames from sources and the frames that were announced and not dropped
+yet; never runs a model. Invariants: a frame number is given once, strictly ascending per agent,
+however often its camera is reopened; a frame is kept until it is dropped, unless its agent has
+more than `MAX_KEPT` frames or `MAX_KEPT_BYTES` of them (the oldest go), or its camera was closed
+`LINGER_S` ago; asking for one that is gone is a `Shed("frame gone")`.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +21,10 @@ from models.engine import Engine
 from models.images import Pixels, Scaler
 from models.wire import CameraSpec, CameraState, FrameReady, ModelError, Rung, Shed
 
-KEPT_FRAMES = 4
+MAX_KEPT = 16
+MAX_KEPT_BYTES = 64 << 20
+LINGER_S = 2.0
+"""How long the frames of a closed camera stay, so that those under way still end."""
 
 
 class OpenSource(Protocol):
@@ -44,6 +49,80 @@ class Frame:
     view: View | None
     found: tuple[Entry, Rung] | None
 
+    @property
+    def size_bytes(self) -> int:
+        """Return what keeping it costs."""
+        canvas = self.view.canvas.pixels if self.view is not None else self.pixels
+        return int(self.pixels.nbytes + (canvas.nbytes if canvas is not self.pixels else 0))
+
+
+class Frames:
+    """Keep the announced frames of one agent and number them; outlives its camera."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._kept: dict[int, Frame] = {}  # ascending
+        self._size_bytes = 0
+        self._gone_s = math.inf  # when what is left of a closed camera goes
+        self._lock = threading.Lock()
+
+    def open(self, first: int) -> None:
+        """Take frames of a (new) camera; their numbers are at least `first`."""
+        with self._lock:
+            self._next = max(self._next, first)
+            self._gone_s = math.inf
+
+    def close(self, now_s: float) -> None:
+        """Keep what is under way for `LINGER_S` more."""
+        with self._lock:
+            self._gone_s = now_s + LINGER_S
+
+    def announce(
+        self, stop: threading.Event, make: Callable[[int], Frame], tell: Callable[[Frame], None]
+    ) -> None:
+        """Keep the frame that `make` returns for its number, and tell of it, unless stopped.
+
+        All in one step, so that of two cameras (an old thread that has not ended yet) neither
+        repeats a number nor tells of a lower one later.
+        """
+        with self._lock:
+            if stop.is_set():
+                return
+            frame = make(self._next)
+            self._next += 1
+            self._kept[frame.number] = frame
+            self._size_bytes += frame.size_bytes
+            while len(self._kept) > MAX_KEPT or (
+                self._size_bytes > MAX_KEPT_BYTES and len(self._kept) > 1
+            ):
+                self._remove(next(iter(self._kept)))
+            tell(frame)
+
+    def get(self, number: int) -> Frame:
+        """Return a kept frame; raises Shed("frame gone")."""
+        with self._lock:
+            found = self._kept.get(number)
+        if found is None:
+            raise Shed("frame gone")
+        return found
+
+    def drop(self, number: int) -> None:
+        """Let go of a frame; one that is gone already is no error."""
+        with self._lock:
+            self._remove(number)
+
+    def expire(self, now_s: float) -> None:
+        """Let go of everything if the camera has been closed for `LINGER_S`."""
+        with self._lock:
+            if now_s >= self._gone_s:
+                self._kept.clear()
+                self._size_bytes = 0
+
+    def _remove(self, number: int) -> None:
+        frame = self._kept.pop(number, None)
+        if frame is not None:
+            self._size_bytes -= frame.size_bytes
+
 
 class Camera:
     """Pull frames from one source in a thread of its own and announce them."""
@@ -52,7 +131,7 @@ class Camera:
         self,
         spec: CameraSpec,
         digest: str,
-        first_frame: int,
+        frames: Frames,
         engine: Engine,
         open_source: OpenSource,
         on_frame: Callable[[FrameReady], None],
@@ -61,14 +140,12 @@ class Camera:
         self.spec = spec
         self.digest = digest
         self.size: tuple[int, int] | None = None  # (width, height) of the last frame
-        self._next = first_frame
+        self._frames = frames
         self._engine = engine
         self._open_source = open_source
         self._on_frame = on_frame
         self._on_state = on_state
         self._stop = threading.Event()
-        self._frames: OrderedDict[int, Frame] = OrderedDict()
-        self._lock = threading.Lock()
         self._scaler = Scaler()
         self._thread = threading.Thread(target=self._run, name=f"camera {spec.agent}", daemon=True)
 
@@ -77,23 +154,8 @@ class Camera:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask the thread to end and let go of all frames; does not wait for it."""
+        """Ask the thread to end; does not wait for it. Its frames stay in `Frames`."""
         self._stop.set()
-        with self._lock:
-            self._frames.clear()
-
-    def frame(self, number: int) -> Frame:
-        """Return a kept frame; raises Shed("frame gone")."""
-        with self._lock:
-            found = self._frames.get(number)
-        if found is None:
-            raise Shed("frame gone")
-        return found
-
-    def drop(self, number: int) -> None:
-        """Let go of a frame; one that is gone already is no error."""
-        with self._lock:
-            self._frames.pop(number, None)
 
     def use(self, digest: str) -> None:
         """Answer this camera with another model from the next frame on.
@@ -114,17 +176,19 @@ class Camera:
         while not self._stop.is_set():
             try:
                 for captured_s, pixels in self._open_source(self.spec, self._stop, on_state):
+                    if self._stop.is_set():
+                        return
                     self._take(captured_s, pixels)
                 return
             except Exception as error:  # noqa: BLE001 - one camera's surprise must not end the others
-                on_state("retrying", f"unexpected {type(error).__name__}: {error}")
+                # A source's address may hold a password.
+                text = str(error).replace(self.spec.source, "the source")
+                on_state("retrying", f"unexpected {type(error).__name__}: {text}")
                 self._stop.wait(pause_s)
                 pause_s = min(30.0, pause_s * 2)
 
     def _take(self, captured_s: float, pixels: Pixels) -> None:
-        """Keep one frame, let the ladder look at it, announce it."""
-        if self._stop.is_set():
-            return
+        """Let the ladder look at one frame, keep it, announce it."""
         agent, digest = self.spec.agent, self.digest
         height, width = pixels.shape[:2]
         self.size = (width, height)
@@ -134,18 +198,15 @@ class Camera:
             found = self._engine.cache.lookup(agent, digest, view, time.monotonic())
         except ModelError:
             pass  # no model yet, or one that does not fit: whoever asks for an answer is told
-        frame = Frame(self._next, pixels, digest, view, found)
-        self._next += 1
-        with self._lock:
-            if self._stop.is_set():
-                return
-            self._frames[frame.number] = frame
-            while len(self._frames) > KEPT_FRAMES:
-                self._frames.popitem(last=False)
-        age_s = max(0.0, time.monotonic() - captured_s)
-        captured_ms = int((time.time() - age_s) * 1000)
-        self._on_frame(
-            FrameReady(
-                agent, frame.number, captured_ms, captured_s, width, height, found is not None
+
+        def tell(frame: Frame) -> None:
+            age_s = max(0.0, time.monotonic() - captured_s)
+            captured_ms = int((time.time() - age_s) * 1000)
+            reusable = found is not None
+            self._on_frame(
+                FrameReady(agent, frame.number, captured_ms, captured_s, width, height, reusable)
             )
+
+        self._frames.announce(
+            self._stop, lambda number: Frame(number, pixels, digest, view, found), tell
         )

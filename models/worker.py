@@ -24,7 +24,7 @@ from typing import Any
 from models.accelerators import AcceleratorSpec
 from models.engine import Answer, Engine, Job
 from models.images import Scaler, decode_jpeg, encode_jpeg, fitted
-from models.streams import Camera, OpenSource
+from models.streams import Camera, Frame, Frames, OpenSource
 from models.wire import (
     HEADER,
     CameraSpec,
@@ -52,6 +52,7 @@ class Worker:
         self._open_source = open_source
         self._sending = threading.Lock()
         self._cameras: dict[str, Camera] = {}
+        self._frames: dict[str, Frames] = {}  # of closed cameras too: numbers never repeat
         self._images: queue.Queue[Callable[[], None]] = queue.Queue(IMAGE_QUEUE)
         self._scaler = Scaler()
         self._seen = 0
@@ -107,15 +108,17 @@ class Worker:
         self._reply(message["id"], None)
 
     def _open(self, message: Message) -> None:
-        spec, digest = CameraSpec(**message["camera"]), message["digest"]
-        if digest:
-            self._engine.session(digest)
+        # A model that is not loaded (the successor of a worker could not load it again) is no
+        # reason to have no camera: its frames carry no view until it is.
+        spec = CameraSpec(**message["camera"])
         if (old := self._cameras.pop(spec.agent, None)) is not None:
             old.stop()
+        frames = self._frames.setdefault(spec.agent, Frames())
+        frames.open(message["first_frame"])
         camera = Camera(
             spec,
-            digest,
-            message["first_frame"],
+            message["digest"],
+            frames,
             self._engine,
             self._open_source,
             self._on_frame,
@@ -126,19 +129,23 @@ class Worker:
         camera.start()
 
     def _use(self, message: Message) -> None:
-        self._camera(message["agent"]).use(message["digest"])
+        camera = self._cameras.get(message["agent"])
+        if camera is None:
+            raise ModelError(f"agent {message['agent']} has no camera on {self._engine.spec.name}")
+        camera.use(message["digest"])
         self._reply(message["id"], None)
 
     def _close(self, message: Message) -> None:
         # The cache entry stays until it expires: the agent's next host may ask for it.
         if (camera := self._cameras.pop(message["agent"], None)) is not None:
             camera.stop()
+            self._frames[message["agent"]].close(time.monotonic())
         self._reply(message["id"], None)
 
     def _infer(self, message: Message) -> None:
         now_s = time.monotonic()
         agent, digest = message["agent"], message["digest"]
-        frame = self._camera(agent).frame(message["frame"])
+        frame = self._frame(message)
         view = frame.view if frame.digest == digest else None
         job = Job(agent, digest, frame.pixels, view, now_s, self._answering(message["id"]))
         if message["deadline_s"] <= now_s:
@@ -177,7 +184,7 @@ class Worker:
         self._enqueue_image(work)
 
     def _encode(self, message: Message) -> None:
-        frame = self._camera(message["agent"]).frame(message["frame"])
+        frame = self._frame(message)
 
         def work() -> None:
             height, width = frame.pixels.shape[:2]
@@ -188,8 +195,8 @@ class Worker:
         self._enqueue_image(work)
 
     def _drop(self, message: Message) -> None:
-        if (camera := self._cameras.get(message["agent"])) is not None:
-            camera.drop(message["frame"])
+        if (frames := self._frames.get(message["agent"])) is not None:
+            frames.drop(message["frame"])
 
     def _export(self, message: Message) -> None:
         self._enqueue_image(
@@ -209,12 +216,15 @@ class Worker:
         )
 
     def _ping(self, message: Message) -> None:
+        now_s = time.monotonic()
+        for frames in self._frames.values():
+            frames.expire(now_s)
         self._reply(
             message["id"],
             {
                 "running_s": self._engine.running_s(),
                 "shed": self._engine.shed_counts(),
-                "cache": dict(self._engine.cache.stats),
+                "ladder": dict(self._engine.cache.stats),
                 "cache_bytes": self._engine.cache.size_bytes,
             },
         )
@@ -235,11 +245,11 @@ class Worker:
 
     # Plumbing.
 
-    def _camera(self, agent: str) -> Camera:
-        camera = self._cameras.get(agent)
-        if camera is None:
+    def _frame(self, message: Message) -> Frame:
+        frames = self._frames.get(message["agent"])
+        if frames is None:
             raise Shed("frame gone")
-        return camera
+        return frames.get(message["frame"])
 
     def _enqueue_image(self, work: Callable[[], None]) -> None:
         try:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from crdt.clock import HybridClock, Instant
 from crdt.codec import Value
 from crdt.store import Store
+from edge_node.fleet.database import EPOCH_SALT_BITS, Saved, next_epoch
 from gossip.config import GossipConfig
 from gossip.events import Address, Event, Persist, Transmit
 from gossip.node import GossipNode
@@ -23,6 +24,8 @@ from simnet.link import Name, Network
 
 _EPOCH_WALL_MS = 1_700_000_000_000
 _PERSIST_S = 0.001
+_ACQUAINT_S = 5.0
+_COMMIT_RETRY_S = 0.02
 _LEAST_STEP_S = 1e-6
 
 
@@ -37,9 +40,8 @@ class Host:
         self.skew_ms = 0
         self.rng = random.Random(f"{world.seed} host {name}")
         self.identity = Identity.from_private_bytes(self.rng.randbytes(32))
-        self.journal: list[bytes] = []
+        self.journal = Saved(self.identity.node_id)
         self.incarnation = 0
-        self.epoch = 0
         self.seeds: list[Address] = []
         self.node: GossipNode | None = None
         self.store: Store
@@ -47,6 +49,7 @@ class Host:
         self._run = 0
         self._timer_s = -1.0
         self._held_s = -1.0
+        self._commit_s = 0.0
 
     @property
     def node_id(self) -> bytes:
@@ -65,21 +68,26 @@ class Host:
         return Instant(now_s, _EPOCH_WALL_MS + int(now_s * 1000) + self.skew_ms)
 
     def start(self) -> None:
-        """Boot: restore the journal, raise the durable numbers, call the seeds."""
+        """Boot as the daemon does: raise the durable numbers, restore the journal, call the seeds.
+
+        `journal` is the machine's disk: a copy of it put back is an image, or a lost tail; a new
+        `Saved` is a lost journal.
+        """
         assert self.node is None, f"{self.name} is up"
         self.incarnation += 1
-        self.epoch += 1
+        salt = self.rng.getrandbits(EPOCH_SALT_BITS)
+        self.journal.epoch = next_epoch(self.journal.epoch, self.now().wall_ms / 1000, salt)
         self._run += 1
         self._timer_s = -1.0
         self.store = Store(
             self.identity.node_id,
-            epoch=self.epoch,
+            epoch=self.journal.epoch,
             sign=self.identity.sign,
             verify=verify,
             public_key=self.identity.public_key,
-            clock=HybridClock(),
+            clock=HybridClock(self.journal.high_water),
         )
-        for raw in self.journal:
+        for _, raw in sorted(self.journal.batches.items()):
             self.store.restore(raw, self.now())
         self.node = GossipNode(
             self.identity,
@@ -93,6 +101,8 @@ class Host:
             now=self.now(),
             exchange=X25519PrivateKey.from_private_bytes(self.rng.randbytes(32)),
         )
+        patient = self.seeds or self.incarnation > 1
+        self._commit_s = self.world.now_s + (_ACQUAINT_S if patient else 0.0)
         for seed in self.seeds:
             self.node.join(seed, self.now())
         self.drain()
@@ -109,9 +119,19 @@ class Host:
         self.commit()
 
     def commit(self) -> None:
-        """Commit the staged writes."""
-        self.running.commit(self.now())
-        self.drain()
+        """Commit the staged writes: at once, but not before this node is acquainted."""
+        if self.running.acquainted or self.world.now_s >= self._commit_s:
+            self._commit_s = 0.0
+            self.running.commit(self.now())
+            self.drain()
+        else:
+            run = self._run
+
+            def again() -> None:
+                if self.node is not None and run == self._run:
+                    self.commit()
+
+            self.world.after(_COMMIT_RETRY_S, again)
 
     def hold(self, duration_s: float) -> None:
         """Freeze the process: datagrams and timers wait for it, as in a socket's buffer."""
@@ -148,7 +168,8 @@ class Host:
 
         def persisted() -> None:
             if self.node is not None and run == self._run:
-                self.journal.append(output.batch.raw)
+                assert self.journal.objection(output.batch) is None
+                self.journal.add(output.batch, self.store.clock.high_water)
                 self.node.persisted(output.batch, self.now())
                 self.drain()
 

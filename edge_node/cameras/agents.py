@@ -10,21 +10,26 @@ import contextlib
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from edge_node.fleet.peers import PeerError, Peers
 from edge_node.metrics import Counters, Latencies
-from edge_node.placement.choose import Decision, choose
-from edge_node.placement.view import SILENT_AFTER_S, FleetView, Option
+from edge_node.placement.choose import choose
+from edge_node.placement.view import FleetView, Option
 from edge_node.workers import CameraSpec, FrameReady, Inference, ModelError, Shed, WorkerHandle
 
 MAX_DEADLINE_MS = 60_000
 MAX_IN_FLIGHT = 16
 """Frames of one agent under way at once; a newer one is shed at once."""
 
-FORWARD_LONG_SIDE_PX = 640
+LONG_SIDE_PX = 640
+"""Frames are kept and forwarded at this size; models scale down from it."""
+
+FORWARD_MIN_S = 0.6
+"""A forward is given at least this long."""
 
 SHORT = 16
 """Hex digits of a model digest in load reports and cache keys: enough to tell models apart."""
@@ -49,6 +54,8 @@ class AgentSpec:
     loop: bool
     noise_sigma: float
     takeover: bool
+    since_ms: int
+    """Wall time of its first publication: of two agents with one name the elder counts."""
 
     @classmethod
     def from_record(cls, name: str, home: bytes, record: object) -> "AgentSpec":
@@ -68,12 +75,13 @@ class AgentSpec:
                 model=str(record["model"]),
                 deadline_ms=float(record["deadline_ms"]),
                 tier=int(record["tier"]),
+                since_ms=int(record["since_ms"]),
                 loop=bool(record["loop"]),
                 noise_sigma=float(record["noise_sigma"]),
                 takeover=bool(record["takeover"]),
             )
             spec.camera()  # checks what the worker will want
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"agent {name}: {error!r}") from error
         if not (0 < spec.deadline_ms <= MAX_DEADLINE_MS and spec.tier in (1, 2, 3)):
             raise ValueError(f"agent {name}: deadline_ms or tier out of range")
@@ -91,12 +99,22 @@ class AgentSpec:
             "loop": self.loop,
             "noise_sigma": self.noise_sigma,
             "takeover": self.takeover,
+            "since_ms": self.since_ms,
         }
 
-    @property
-    def movable(self) -> bool:
-        """Whether another node could open the source: a device of its home cannot be reached."""
-        return self.takeover and not self.source.startswith(("/dev/", "v4l2:"))
+    def movable_to(self, files: str) -> bool:
+        """Tell whether another node may open the source.
+
+        A device of its home cannot be reached. A file can only under ``files``, the folder that the
+        other node names for this (empty: none), since any member could publish any path.
+        """
+        if not self.takeover or self.source.startswith(("/dev/", "v4l2:")):
+            return False
+        scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", self.source)
+        if scheme is not None and scheme[1] != "file":
+            return scheme[1] in ("rtsp", "rtsps", "http", "https", "generated")
+        path = Path(self.source.removeprefix("file:"))
+        return bool(files) and ".." not in path.parts and path.is_relative_to(files)
 
     def camera(self) -> CameraSpec:
         """Return what the worker needs to open the camera."""
@@ -106,7 +124,7 @@ class AgentSpec:
             fps=self.fps,
             loop=self.loop,
             noise_sigma=self.noise_sigma,
-            long_side=FORWARD_LONG_SIDE_PX,
+            long_side=LONG_SIDE_PX,
         )
 
 
@@ -116,6 +134,7 @@ class HostedAgent:
 
     spec: AgentSpec
     worker: WorkerHandle
+    digest: str
     state: str = "opening"
     reason: str = ""
     frames: int = 0
@@ -146,7 +165,6 @@ class Agents:
         self.hosted: dict[str, HostedAgent] = {}
         self.latest: dict[str, dict[str, Any]] = {}
         self.latencies = Latencies()
-        self.digest = ""
         self.forward = True
         self._node_id = node_id
         self._node_name = node_name
@@ -158,37 +176,48 @@ class Agents:
         self._on_result = on_result
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def host(self, spec: AgentSpec, worker: WorkerHandle) -> None:
-        """Open the camera of ``spec`` on ``worker``; a running agent with another spec reopens."""
-        running = self.hosted.get(spec.name)
-        if running is not None:
-            if running.spec == spec:
-                return
+    @property
+    def digests(self) -> set[str]:
+        """Digests of the models that agents here are answered with."""
+        return {agent.digest for agent in self.hosted.values()}
+
+    async def host(self, spec: AgentSpec, worker: WorkerHandle, digest: str) -> None:
+        """Have ``spec`` run on ``worker`` with the model ``digest``; does only what is missing.
+
+        Raises:
+            ModelError: the model is not loaded there or does not fit; what ran before still runs.
+        """
+        agent = self.hosted.get(spec.name)
+        if agent is not None and (agent.spec != spec or agent.worker is not worker):
             await self.release(spec.name)
-        self.hosted[spec.name] = HostedAgent(spec, worker)
-        await worker.open_camera(spec.camera(), self.digest)
+            agent = None
+        if agent is None:
+            agent = self.hosted[spec.name] = HostedAgent(spec, worker, digest)
+            try:
+                await worker.open_camera(spec.camera(), digest)
+            except ModelError:
+                del self.hosted[spec.name]
+                raise
+        elif agent.digest != digest:
+            await worker.use(spec.name, digest)
+            agent.digest = digest
 
     async def release(self, name: str) -> None:
         """Close the camera; frames under way still end."""
         agent = self.hosted.pop(name, None)
+        self.latest.pop(name, None)
         if agent is not None:
             await agent.worker.close_camera(name)
 
-    async def use(self, digest: str) -> None:
-        """Answer with the model ``digest`` from the next frame on."""
-        self.digest = digest
-        for agent in self.hosted.values():
-            await agent.worker.use(agent.spec.name, digest)
-
     async def warm_start(self, name: str, holders: Iterable[object]) -> None:
         """Fetch the reuse state of an agent that came here from one of its ``holders``."""
-        digest = self.digest
         for node in holders:
             agent = self.hosted.get(name)
             if agent is None or not isinstance(node, bytes) or node == self._node_id:
                 continue
+            digest = agent.digest
             with contextlib.suppress(PeerError, ModelError, Shed):
-                entry = await self._peers.cache(node, name, digest, SILENT_AFTER_S)
+                entry = await self._peers.cache(node, name, digest, FORWARD_MIN_S)
                 if entry and await agent.worker.import_cache(name, digest, entry):
                     self._counters.add("warm_starts", agent=name)
                     return
@@ -223,18 +252,8 @@ class Agents:
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, agent: HostedAgent, frame: FrameReady) -> None:
-        deadline_s = frame.captured_s + agent.spec.deadline_ms / 1e3
-        digest = self.digest
-        decision = self._decide(agent, frame, digest, deadline_s)
-        node, inference = self._node_name, None
         try:
-            if decision.option.node is not None:
-                node, inference = await self._forward(agent, frame, digest, deadline_s, decision)
-            if inference is None:
-                node = self._node_name
-                inference = await agent.worker.infer_frame(
-                    frame.agent, frame.frame, digest, deadline_s, agent.spec.tier
-                )
+            node, inference = await self._infer(agent, frame)
         except Shed as shed:
             if shed.reason in ("worker died", "frame gone"):
                 self._lost(agent, shed.reason)
@@ -249,34 +268,34 @@ class Agents:
             agent.in_flight -= 1
             agent.worker.drop_frame(frame.agent, frame.frame)
 
-    def _decide(
-        self, agent: HostedAgent, frame: FrameReady, digest: str, deadline_s: float
-    ) -> Decision:
-        worker = agent.worker
-        here = Option(None, worker.backlog_ms, worker.service_ms.get(digest, 0.0))
-        if frame.reusable:
-            return Decision(Option(None, 0.0, 0.0), "the cached answer holds")
-        now_s = time.monotonic()
-        return choose(
-            (deadline_s - now_s) * 1e3,
-            here,
-            self._view.options(digest[:SHORT], now_s),
-            self._rng,
-            forward=self.forward,
+    async def _infer(self, agent: HostedAgent, frame: FrameReady) -> tuple[str, Inference]:
+        """Return which node ran the frame, and the answer."""
+        deadline_s = frame.captured_s + agent.spec.deadline_ms / 1e3
+        digest, worker = agent.digest, agent.worker
+        if not frame.reusable:  # else the cached answer holds, at no cost worth a decision
+            now_s = time.monotonic()
+            chosen = choose(
+                (deadline_s - now_s) * 1e3,
+                Option(None, worker.backlog_ms, worker.service_ms.get(digest, 0.0)),
+                self._view.options(digest[:SHORT], now_s),
+                self._rng,
+                forward=self.forward,
+            )
+            if chosen.node is not None:
+                reply = await self._forward(agent, frame, digest, deadline_s, chosen)
+                if reply is not None:
+                    return self._peers.name(chosen.node), reply
+        return self._node_name, await worker.infer_frame(
+            frame.agent, frame.frame, digest, deadline_s, agent.spec.tier
         )
 
     async def _forward(
-        self,
-        agent: HostedAgent,
-        frame: FrameReady,
-        digest: str,
-        deadline_s: float,
-        decision: Decision,
-    ) -> tuple[str, Inference | None]:
-        """Return the peer's name and its answer, or None if the frame should run here after all."""
-        node = decision.option.node
+        self, agent: HostedAgent, frame: FrameReady, digest: str, deadline_s: float, there: Option
+    ) -> Inference | None:
+        """Return the peer's answer, or None if the frame should run here after all."""
+        node = there.node
         assert node is not None
-        jpeg = await agent.worker.encode_frame(frame.agent, frame.frame, FORWARD_LONG_SIDE_PX)
+        jpeg = await agent.worker.encode_frame(frame.agent, frame.frame, LONG_SIDE_PX)
         sent_s = time.monotonic()
         self._view.sent(node, digest[:SHORT], sent_s)
         request = {
@@ -287,19 +306,21 @@ class Agents:
             "tier": agent.spec.tier,
             "image": jpeg,
         }
+        # Patience in proportion to what was predicted, so that slow peers are not written off.
+        timeout_s = max(FORWARD_MIN_S, 2 * there.finish_ms / 1e3)
         try:
-            reply = await self._peers.infer(node, request, timeout_s=SILENT_AFTER_S)
+            reply = await self._peers.infer(node, request, timeout_s)
         except PeerError as error:
             self._counters.add("forward_failed", reason=error.reason)
             if error.silent:
-                self._view.unanswered(node)
-            return "", None
+                self._view.unanswered(node, time.monotonic())
+            return None
         now_s = time.monotonic()
         agent.forwarded += 1
         self._counters.add("forwarded", agent=frame.agent)
         way_ms = (now_s - sent_s) * 1e3 - reply.wait_ms - reply.service_ms
         self._view.heard_reply(node, reply.backlog_ms, way_ms, now_s)
-        return self._peers.name(node), reply
+        return reply
 
     def _answered(
         self, agent: HostedAgent, frame: FrameReady, inference: Inference, node: str
@@ -307,13 +328,6 @@ class Agents:
         now_s = time.monotonic()
         latency_ms = (now_s - frame.captured_s) * 1e3
         met = latency_ms <= agent.spec.deadline_ms
-        agent.answered += 1
-        agent.met += met
-        agent.hits += inference.rung != "full"
-        agent.latencies.record(latency_ms, now_s)
-        self.latencies.record(latency_ms, now_s)
-        self._counters.add("answered", agent=frame.agent, met="yes" if met else "no")
-        self._counters.add("rung", agent=frame.agent, rung=inference.rung)
         result = {
             "agent": frame.agent,
             "frame": frame.frame,
@@ -325,23 +339,31 @@ class Agents:
             "digest": inference.digest,
             "rung": inference.rung,
             "met": met,
-            "boxes": self._boxes(inference),
+            "boxes": [self._box(*box) for box in inference.boxes],
         }
-        self.latest[frame.agent] = result
+        agent.answered += 1
+        agent.met += met
+        agent.hits += inference.rung != "full"
+        agent.latencies.record(latency_ms, now_s)
+        self.latencies.record(latency_ms, now_s)
+        self._counters.add("answered", agent=frame.agent, met="yes" if met else "no")
+        self._counters.add("rung", agent=frame.agent, rung=inference.rung)
+        if self.hosted.get(frame.agent) is agent:
+            self.latest[frame.agent] = result
         self._on_result(result)
 
-    def _boxes(self, inference: Inference) -> list[Mapping[str, Any]]:
-        return [
-            {
-                "x0": round(x0, 4),
-                "y0": round(y0, 4),
-                "x1": round(x1, 4),
-                "y1": round(y1, 4),
-                "score": round(score, 3),
-                "label": self._labels[int(label)],
-            }
-            for x0, y0, x1, y1, score, label in inference.boxes
-        ]
+    def _box(
+        self, x0: float, y0: float, x1: float, y1: float, score: float, label: float
+    ) -> dict[str, Any]:
+        known = 0 <= label < len(self._labels)
+        return {
+            "x0": round(x0, 4),
+            "y0": round(y0, 4),
+            "x1": round(x1, 4),
+            "y1": round(y1, 4),
+            "score": round(score, 3),
+            "label": self._labels[int(label)] if known else f"class {label:g}",
+        }
 
     def _shed(self, agent: HostedAgent, reason: str) -> None:
         agent.shed += 1

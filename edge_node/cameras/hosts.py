@@ -1,22 +1,29 @@
 """Know which of the fleet's agents run here, and make it so.
 
 Owns this node's part of the keys ``agent/*`` (owner records: what this node configures) and
-``host/*`` (fleet registers: who runs an agent). Never opens a camera that the register gives to
-another living node. Invariant: an agent runs here only if the register names this node, or names
-nobody and this node is its home.
+``host/*`` (fleet registers: who runs an agent). Invariants: a node that can run its own cameras
+runs them, whatever others claim; another node's camera runs here only while the register names
+this node.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from crdt import Instant, Store
 from edge_node.cameras.agents import Agents, AgentSpec, without_password
 from edge_node.config import CameraConfig
+from edge_node.fleet.load import Capacity
 from edge_node.placement.hosting import CLAIM_EPOCHS, should_host
-from edge_node.workers import WorkerHandle
+from edge_node.workers import ModelError, WorkerHandle
 
 log = logging.getLogger(__name__)
+
+
+def _written(write: Callable[..., None], *arguments: Any) -> bool:
+    write(*arguments)
+    return True
 
 
 class Hosts:
@@ -27,22 +34,35 @@ class Hosts:
         node_id: bytes,
         store: Store,
         agents: Agents,
-        worker_for: Callable[[str], WorkerHandle | None],
+        workers: Callable[[], list[WorkerHandle]],
         clock: Callable[[], Instant],
+        stage: Callable[..., bool] = _written,
     ) -> None:
+        """Prepare.
+
+        ``workers`` lists those that can take a camera now; ``stage`` makes a write of the store
+        and says whether it was taken.
+        """
+        self.problems: dict[str, str] = {}
+        """Agents that cannot run here although they should, and why."""
         self._node_id = node_id
         self._store = store
         self._agents = agents
-        self._worker_for = worker_for
+        self._workers = workers
         self._clock = clock
+        self._stage = stage
         self._wanted_epochs: dict[str, int] = {}
-        self._refused: set[tuple[bytes, str]] = set()
         self._lock = asyncio.Lock()
 
     def publish(self, cameras: Iterable[CameraConfig], model: str) -> None:
-        """Stage records for ``cameras`` and drop those of cameras no longer configured."""
-        wanted = {
-            f"agent/{camera.name}": AgentSpec(
+        """Stage records for ``cameras``, and drop those of cameras no longer configured."""
+        now = self._clock()
+        wanted = {}
+        for camera in cameras:
+            key = f"agent/{camera.name}"
+            known = self._store.owner(self._node_id, key)
+            since_ms = known.get("since_ms") if isinstance(known, dict) else None
+            wanted[key] = AgentSpec(
                 name=camera.name,
                 home=self._node_id,
                 source=camera.source,
@@ -53,82 +73,120 @@ class Hosts:
                 loop=camera.loop,
                 noise_sigma=camera.noise_sigma,
                 takeover=camera.takeover,
+                since_ms=since_ms if isinstance(since_ms, int) else now.wall_ms,
             ).record()
-            for camera in cameras
-        }
         for origin, key, _ in self._store.owners("agent/"):
             if origin == self._node_id and key not in wanted:
-                self._store.delete_owner(key)
+                self._stage(self._store.delete_owner, key)
+                name = key.removeprefix("agent/")
+                if self._store.fleet(f"host/{name}", now) is not None:
+                    self._stage(self._store.set_fleet, f"host/{name}", None, now)
         for key, record in wanted.items():
             if self._store.owner(self._node_id, key) != record:
-                self._store.set_owner(key, record)
+                self._stage(self._store.set_owner, key, record)
 
     def specs(self) -> dict[str, AgentSpec]:
-        """Return every agent of the fleet by name; of two homes with one name the first counts."""
+        """Return every agent of the fleet by name; of two with one name the elder."""
         specs: dict[str, AgentSpec] = {}
         for origin, key, record in self._store.owners("agent/"):
-            name = key.removeprefix("agent/")
             try:
-                if name in specs:
-                    raise ValueError(f"agent {name} is configured on two nodes; rename one")
-                specs[name] = AgentSpec.from_record(name, origin, record)
-            except ValueError as error:
-                if (origin, key) not in self._refused:
-                    self._refused.add((origin, key))
-                    log.warning("node %s: %s", origin.hex()[:8], error)
+                spec = AgentSpec.from_record(key.removeprefix("agent/"), origin, record)
+            except ValueError:
+                continue  # of a newer version, or of a liar; ours are checked before they leave
+            elder = specs.get(spec.name)
+            if elder is None or (spec.since_ms, origin) < (elder.since_ms, elder.home):
+                specs[spec.name] = spec
         return specs
+
+    def conflicts(self) -> list[str]:
+        """Name this node's cameras whose name another node's elder camera has."""
+        specs = self.specs()
+        own = {
+            key.removeprefix("agent/")
+            for origin, key, _ in self._store.owners("agent/")
+            if origin == self._node_id
+        }
+        return sorted(name for name in own if name in specs and specs[name].home != self._node_id)
 
     def host_of(self, spec: AgentSpec) -> bytes:
         """Return the node that the register names, or the home if it names nobody."""
         host = self._store.fleet(f"host/{spec.name}", self._clock())
         return host if isinstance(host, bytes) else spec.home
 
-    def claim(self, capacities: Mapping[bytes, float], living: frozenset[bytes]) -> list[str]:
-        """Count one epoch; stage and return the claims that survived enough of them.
+    def claim(self, living: Mapping[bytes, Capacity]) -> list[str]:
+        """Count one epoch; stage and return the claims that are due.
+
+        A home claims its camera at once; a successor after :data:`CLAIM_EPOCHS` epochs.
 
         Args:
-            capacities: node id -> full passes per second, of the living nodes that take over.
-            living: ids of all nodes believed alive, this one included.
+            living: what the nodes believed alive published, this one included.
         """
-        claimed = []
-        specs = self.specs()
-        for name, spec in specs.items():
+        able = frozenset(node for node, capacity in living.items() if capacity.passes_per_s > 0)
+        claimed, waiting = [], {}
+        for name, spec in self.specs().items():
+            takers = {
+                node: capacity.passes_per_s
+                for node, capacity in living.items()
+                if capacity.takeover and node in able and spec.movable_to(capacity.files)
+            }
             host = self.host_of(spec)
-            chosen = should_host(name, spec.home, host, spec.movable, capacities, living)
-            if chosen != self._node_id or host == self._node_id:
-                self._wanted_epochs.pop(name, None)
+            if should_host(name, spec.home, host, able, takers) != self._node_id:
                 continue
-            epochs = self._wanted_epochs.get(name, 0) + 1
-            self._wanted_epochs[name] = epochs
-            if epochs >= CLAIM_EPOCHS:
-                self._store.set_fleet(f"host/{name}", self._node_id, self._clock())
-                claimed.append(name)
-        for name in self._wanted_epochs.keys() - specs.keys():
-            del self._wanted_epochs[name]
+            if host == self._node_id:
+                continue
+            waiting[name] = self._wanted_epochs.get(name, 0) + 1
+            if spec.home == self._node_id or waiting[name] >= CLAIM_EPOCHS:
+                now = self._clock()
+                if self._stage(self._store.set_fleet, f"host/{name}", self._node_id, now):
+                    claimed.append(name)
+        self._wanted_epochs = waiting
         return claimed
 
-    async def reconcile(self) -> list[str]:
+    def _belongs_here(self, spec: AgentSpec, files: str) -> bool:
+        if spec.home == self._node_id:
+            return True
+        return self.host_of(spec) == self._node_id and spec.movable_to(files)
+
+    async def reconcile(self, digest: str, files: str) -> list[str]:
         """Open and close cameras until what runs here is what the replica says.
 
-        Returns the names of agents that came here from another node.
+        Args:
+            digest: the model to answer with.
+            files: folder under which files of other nodes' cameras may be opened.
+
+        Returns:
+            The names of agents that came here from another node.
         """
         arrived = []
         async with self._lock:
-            wanted = {
-                name: spec
-                for name, spec in self.specs().items()
-                if self.host_of(spec) == self._node_id
-            }
-            for name in [name for name in self._agents.hosted if name not in wanted]:
+            hosted, workers = self._agents.hosted, self._workers()
+            specs = {n: s for n, s in self.specs().items() if self._belongs_here(s, files)}
+            for name in [name for name in hosted if name not in specs]:
                 log.info("agent %s no longer runs here", name)
                 await self._agents.release(name)
-            for name, spec in wanted.items():
-                worker = self._worker_for(name)
-                if worker is None:
+            problems = {}
+            for name, spec in specs.items():
+                new = name not in hosted
+                try:
+                    await self._agents.host(spec, self._worker_for(name, workers), digest)
+                except ModelError as error:
+                    problems[name] = f"agent {name}: {error}"
                     continue
-                if name not in self._agents.hosted:
+                if new:
                     log.info("agent %s runs here (%s)", name, without_password(spec.source))
                     if spec.home != self._node_id:
                         arrived.append(name)
-                await self._agents.host(spec, worker)
+            for name, problem in problems.items():
+                if self.problems.get(name) != problem:
+                    log.error("%s", problem)
+            self.problems = problems
         return arrived
+
+    def _worker_for(self, name: str, workers: list[WorkerHandle]) -> WorkerHandle:
+        """Return the worker that runs the agent while it lives, else the one with the fewest."""
+        hosted = self._agents.hosted
+        if not workers:
+            raise ModelError("no accelerator works")
+        if name in hosted and hosted[name].worker in workers:
+            return hosted[name].worker
+        return min(workers, key=lambda one: sum(a.worker is one for a in hosted.values()))

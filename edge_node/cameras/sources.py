@@ -3,11 +3,14 @@
 Owns PyAV containers and the clock of playback; never runs a model and runs in worker processes
 only. Invariants: `open_source` never raises because of a source, it reports and retries with a
 pause that doubles from 0.5 to 30 s; frames come at most `fps` times per second of media time, in
-order, at the camera's long side; a looped pass of a file is never byte-identical to another.
+order, at the camera's long side; a looped pass of a file is never byte-identical to another; what
+is reported holds no password; a source opens nothing but files, or nothing but the network
+protocols of its own scheme, whatever a playlist in it names.
 
 Files are played in real time. When decoding falls behind by more than a frame the playback clock
 slips, so there is never a burst. Live sources are read as fast as they come; frames older than a
-period (by media time against arrival) are decoded but dropped, so the newest is what is seen.
+period (by media time against arrival) are decoded but dropped, so the newest is what is seen. When
+their clock steps back or leaps ahead, both begin anew.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 import av
 import numpy as np
 
+from edge_node.cameras.address import public_address
 from edge_node.cameras.scene import Scene
 from models.images import Pixels, Scaler, fitted
 from models.wire import CameraSpec
@@ -36,6 +40,15 @@ NOISE_SLACK = 1 << 16
 STALE_LIMIT_S = 1.0  # however late, a live camera shows at least a frame a second
 CLOCK_DRIFT = 1e-3
 TIME_STAMP_SLACK_S = 1e-3
+NO_TIME_STAMPS = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS
+LEAP_S = 10.0  # media time may be ahead of the last frame by this much
+
+PROTOCOLS = {
+    "rtsp": "rtsp,rtp,udp,tcp",
+    "rtsps": "rtsp,rtsps,rtp,udp,tcp,tls",
+    "http": "http,https,tcp,tls",
+    "https": "http,https,tcp,tls",
+}
 
 
 class SourceTrouble(Exception):
@@ -51,6 +64,7 @@ def open_source(
     """
     pause_s, passes = FIRST_PAUSE_S, 0
     sink = _Sink(spec)
+    where = public_address(spec.source)
     running = False
     while not stop.is_set():
         reason = ""
@@ -64,14 +78,14 @@ def open_source(
                     running = True
                 yield captured_s, pixels
             if not seen and not stop.is_set():
-                reason = f"{spec.source}: no frame in it can be decoded"
+                reason = f"{where}: no frame in it can be decoded"
         except SourceTrouble as trouble:
             reason = str(trouble)
         if stop.is_set():
             return
         passes += bool(seen)
         if not reason and is_live(spec.source):
-            reason = f"{spec.source}: the stream ended"
+            reason = f"{where}: the stream ended"
         if not reason and not spec.loop:
             on_state("ended", "the file is at its end and loop is off")
             return
@@ -167,10 +181,9 @@ def _one_pass(
                 yield from _live(spec, sink, frames)
             else:
                 yield from _played(spec, sink, frames, stop, noisy=passes > 0)
-    except av.error.FFmpegError as error:
-        raise SourceTrouble(f"{spec.source}: {error.strerror}") from None
-    except OSError as error:
-        raise SourceTrouble(f"{spec.source}: {error.strerror or error}") from None
+    except (av.error.FFmpegError, OSError) as error:  # their full text names the address
+        what = error.strerror or type(error).__name__
+        raise SourceTrouble(f"{public_address(spec.source)}: {what}") from None
 
 
 def _open(source: str) -> Any:
@@ -181,31 +194,39 @@ def _open(source: str) -> Any:
         if not Path(path).exists():
             raise SourceTrouble(f"{path}: there is no such device; is the camera plugged in?")
         return av.open(path, format="v4l2", timeout=limits)
-    if source.startswith("rtsp://"):
-        options = {"rtsp_transport": "tcp", "fflags": "nobuffer"}
-        return av.open(source, options=options, timeout=limits)
     if is_live(source):
-        return av.open(source, timeout=limits)
+        scheme = source.partition("://")[0].lower()
+        if scheme not in PROTOCOLS:
+            known = ", ".join(PROTOCOLS)
+            raise SourceTrouble(f"{public_address(source)}: cameras are reached by {known}")
+        options = {"protocol_whitelist": PROTOCOLS[scheme]}
+        if scheme.startswith("rtsp"):
+            options |= {"rtsp_transport": "tcp", "fflags": "nobuffer"}
+        return av.open(source, options=options, timeout=limits)
     path = source.removeprefix("file://")
     if not Path(path).is_file():
         raise SourceTrouble(f"{path}: there is no such file; put it there or correct source")
-    return av.open(path, timeout=limits)
+    return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, timeout=limits)
 
 
 def _decoded(
     container: Any, spec: CameraSpec, stop: threading.Event
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Yield (media seconds from the first frame, frame); damaged packets are passed over.
+    """Yield (media seconds, frame); damaged packets are passed over.
+
+    Media time is that from the first frame; a live source whose format has none, such as motion
+    JPEG (FFmpeg makes one up, 25 frames a second), gets the time of arrival instead.
 
     Frames that will not be sampled and that no other frame refers to are not decoded at all: on
     a 60 fps camera sampled at 10 fps that saves 40 % of the work, the largest part of a camera's.
     """
     if not container.streams.video:
-        raise SourceTrouble(f"{spec.source}: holds no video stream")
+        raise SourceTrouble(f"{public_address(spec.source)}: holds no video stream")
     stream = container.streams.video[0]
     context = stream.codec_context
     context.thread_count = 1  # cameras are many, cores are few
     period_s = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
+    stamped = not (is_live(spec.source) and int(container.format.flags) & NO_TIME_STAMPS)
     first_s: float | None = None
     last_s = -period_s
     damaged = 0
@@ -213,7 +234,7 @@ def _decoded(
         if stop.is_set():
             return
         needed = True
-        if first_s is not None and packet.pts is not None:
+        if stamped and first_s is not None and packet.pts is not None:
             at_s = float(packet.pts * packet.time_base) - first_s
             needed = _slot(at_s, spec.fps) != _slot(at_s - period_s, spec.fps)
         context.skip_frame = "DEFAULT" if needed else "NONREF"
@@ -228,14 +249,15 @@ def _decoded(
             damaged = 0
             if frame.width < 1 or frame.height < 1:
                 raise SourceTrouble(
-                    f"{spec.source}: frames of {frame.width} x {frame.height} pixels"
+                    f"{public_address(spec.source)}: frames of {frame.width} x {frame.height} "
+                    "pixels"
                 )
-            at_s = frame.time
+            at_s = frame.time if stamped else time.monotonic()
             if at_s is None:
                 at_s = (first_s or 0.0) + last_s + period_s
             if first_s is None:
                 first_s = at_s
-            last_s = max(at_s - first_s, last_s)
+            last_s = at_s - first_s
             yield last_s, frame
 
 
@@ -260,7 +282,7 @@ def _played(
     """Play a file in real time, one frame per sampling slot of its media time."""
     slot, last_s, count = -1, 0.0, 0
     for media_s, frame in frames:
-        last_s, count = media_s, count + 1
+        last_s, count = max(last_s, media_s), count + 1
         if _slot(media_s, spec.fps) <= slot:
             continue
         slot = _slot(media_s, spec.fps)
@@ -282,15 +304,24 @@ def _live(
     spec: CameraSpec, sink: _Sink, frames: Iterator[tuple[float, av.VideoFrame]]
 ) -> Iterator[tuple[float, Pixels]]:
     """Show a live source: the newest frame whenever the next one is due."""
+    tolerance_s = max(1 / spec.fps, 0.1)  # of frames that come late
     slot = -1
     fastest_s = math.inf  # least (arrival - media time) seen: what a frame without delay has
-    shown_s, checked_s = -math.inf, time.monotonic()
+    shown_s, checked_s, newest_s = -math.inf, time.monotonic(), -math.inf
     for media_s, frame in frames:
         now_s = time.monotonic()
+        # Frames come in the order of their time: a step back is the camera's clock. Left alone,
+        # a long one would show nothing, a short one take all that follows for late.
+        if not -min(tolerance_s, 1.0) <= media_s - newest_s <= LEAP_S:
+            fastest_s = math.inf
+            early = now_s - shown_s < 1 / spec.fps
+            slot = _slot(media_s, spec.fps) - (not early)
+            newest_s = media_s
+        newest_s = max(newest_s, media_s)
         fastest_s = min(now_s - media_s, fastest_s + CLOCK_DRIFT * (now_s - checked_s))
         checked_s = now_s
         late_s = now_s - media_s - fastest_s
-        if late_s > max(1 / spec.fps, 0.1) and now_s - shown_s < STALE_LIMIT_S:
+        if late_s > tolerance_s and now_s - shown_s < STALE_LIMIT_S:
             continue
         if _slot(media_s, spec.fps) <= slot:
             continue

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edge_node.demo.footage import cache_folder
+
 MODEL = "person-detector"
 EPOCH_S = 1.0
 STOP_LIMIT_S = 6.0
@@ -217,6 +219,7 @@ def config_text(node: Node, seeds: Sequence[str]) -> str:
         "[placement]",
         f"forward = {_toml(plan.forward)}",
         f"epoch_s = {EPOCH_S}",
+        f"files = {_toml(str(cache_folder()))}",
         "[model]",
         f"name = {_toml(MODEL)}",
         'variant = "large"',

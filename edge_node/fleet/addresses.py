@@ -15,36 +15,60 @@ from edge_node.fields import Address
 log = logging.getLogger(__name__)
 
 RETRY_MAX_S = 60.0
+ROUTE_TIMEOUT_S = 2.0
 
 
 class AddressError(Exception):
     """An address cannot be used; the text says why and what to do."""
 
 
-def advertised(fleet: FleetConfig) -> tuple[str, int]:
-    """Return the address that peers use: configured, bound, or of the route to the seeds.
+async def advertised(fleet: FleetConfig) -> tuple[str, int]:
+    """Return the IP address and port that peers use: configured, bound, or of this host's route.
+
+    Without any route it is loopback: cameras do not have to wait for a network. Call it again
+    later; the network may have come.
 
     Raises:
-        AddressError: none of them tells.
+        AddressError: a configured name does not resolve.
     """
     for address in (fleet.advertise, fleet.bind):
         if address is not None and not address.is_wildcard:
-            return address.host, address.port
-    target = fleet.seeds[0] if fleet.seeds else Address("192.0.2.1", 9)
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
-        route.connect(tuple(target))  # sends nothing: it only picks the route
-        return route.getsockname()[0], fleet.bind.port
-    raise AddressError("[fleet] advertise: no route shows this host's address; set it")
+            try:
+                return await _lookup(address)
+            except OSError as error:
+                raise AddressError(f"[fleet] {address}: {error}; give an IP address") from error
+    six = ":" in fleet.bind.host
+    for target in (*fleet.seeds, Address("192.0.2.1", 9), Address("2001:db8::1", 9)):
+        with contextlib.suppress(OSError, TimeoutError):
+            host, port = await asyncio.wait_for(_lookup(target), ROUTE_TIMEOUT_S)
+            if six or ":" not in host:
+                return _route(host, port), fleet.bind.port
+    return ("::1" if six else "127.0.0.1"), fleet.bind.port
+
+
+def _route(host: str, port: int) -> str:
+    """Return this host's address on the way to ``host``; connecting a UDP socket sends nothing."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as route:
+        route.connect((host, port))
+        return str(route.getsockname()[0])
+
+
+async def _lookup(address: Address) -> tuple[str, int]:
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(*address, type=socket.SOCK_DGRAM)
+    # Most fleets are IPv4, and a dual-stack socket reaches both.
+    found.sort(key=lambda info: info[0] != socket.AF_INET)
+    host, port = found[0][4][:2]
+    return str(host), int(port)
 
 
 async def resolve(address: Address) -> tuple[str, int]:
     """Return the IP address and port of ``address``, however long its name takes to resolve."""
-    loop, retry_s = asyncio.get_running_loop(), 1.0
+    retry_s = 1.0
     while True:
         try:
-            found = await loop.getaddrinfo(*address, type=socket.SOCK_DGRAM)
-            host, port = found[0][4][:2]
-            return str(host), int(port)
+            return await _lookup(address)
         except OSError as error:
             log.warning("seed %s: %s; trying again in %.0f s", address, error, retry_s)
         await asyncio.sleep(retry_s)

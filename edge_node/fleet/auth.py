@@ -103,7 +103,10 @@ class Verifier:
         self.counters: dict[str, int] = {}
 
     def check(self, method: str, path: str, header: str | None) -> Claim:
-        """Verify a header before its body is read. Raises PeerAuthError; changes no window."""
+        """Verify a header before its body is read. Raises PeerAuthError; changes no window.
+
+        A header that was accepted before is refused here, not only when its body has come.
+        """
         if header is None:
             raise self._refusal("missing")
         match = _FORM.fullmatch(header)
@@ -119,6 +122,9 @@ class Verifier:
             raise self._refusal("mac")
         if challenge != self.challenge:
             raise self._refusal("challenge")
+        window = self._windows.get((sender, boot))
+        if window is not None and not window.fresh(counter):
+            raise self._refusal("replay")
         return Claim(sender, boot, counter, challenge, digest)
 
     def accept(self, claim: Claim, body: bytes) -> bytes:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crdt.log import sequences
 from edge_node.fleet.durable import sync_folder, write_atomically
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ EPOCH_NAME = "epoch"
 FORMAT = 1
 PAGE_BYTES = 4096
 KEPT_CORRUPT = 3
+EPOCH_SALT_BITS = 16
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SCHEMA = (
     "CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE batch(sequence INTEGER PRIMARY KEY, raw BLOB NOT NULL, digest BLOB NOT NULL)",
+    "CREATE TABLE batch(epoch INTEGER, sequence INTEGER, raw BLOB NOT NULL, digest BLOB NOT NULL,"
+    " PRIMARY KEY(epoch, sequence))",
     f"PRAGMA user_version={FORMAT}",
 )
 
@@ -46,13 +49,13 @@ class _Unusable(Exception):
 
 @dataclass
 class Saved:
-    """Hold what the database holds. `batches` maps sequence to signed bytes, one epoch only."""
+    """Hold what the database holds. `batches` maps (epoch, sequence) to signed bytes."""
 
     origin: bytes
-    epoch: int
-    incarnation: int
+    epoch: int = 0
+    incarnation: int = 0
     high_water: int = 0
-    batches: dict[int, bytes] = field(default_factory=dict)
+    batches: dict[tuple[int, int], bytes] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     fresh: bool = False
 
@@ -62,27 +65,20 @@ class Saved:
 
     def objection(self, batch: Batch) -> str | None:
         """Say why `batch` may not come next, None if it may."""
-        if batch.epoch != self.epoch:
-            return f"batch of epoch {batch.epoch} in a journal of epoch {self.epoch}"
-        if not self.batches:
+        last = max(self.batches, default=(0, 0))  # the newest batch is never dropped
+        if batch.version > last and batch.epoch >= self.epoch:
             return None
-        last = max(self.batches)  # the newest batch is never dropped
-        if batch.sequence == last and self.batches[last] == batch.raw:
+        if batch.version == last and self.batches[last] == batch.raw:
             return None
-        if batch.sequence <= last:
-            return f"sequence {batch.sequence} was used before (last is {last})"
-        if batch.sequence != last + 1:
-            return f"batch {batch.sequence} came before batch {last + 1} is durable"
-        return None
+        return f"batch {batch.version} comes after {last}, in epoch {self.epoch}"
 
-    def add(self, batch: Batch, live: tuple[tuple[int, int], ...], high_water: int) -> None:
-        """Add `batch` and drop those outside `live` (inclusive ranges). O(batches x ranges)."""
-        kept = {
-            sequence: raw
-            for sequence, raw in self.batches.items()
-            if any(first <= sequence <= last for first, last in live)
-        }
-        self.batches = {**kept, batch.sequence: batch.raw}
+    def add(self, batch: Batch, high_water: int) -> None:
+        """Add `batch`; once all that it names live is here, drop the rest. O(batches)."""
+        self.epoch = max(self.epoch, batch.epoch)  # later than ours if peers knew of later ones
+        self.batches[batch.version] = batch.raw
+        live = [(batch.epoch, number) for number in sequences(batch.live)]
+        if all(version in self.batches for version in live):
+            self.batches = {version: self.batches[version] for version in live}
         self.high_water = max(self.high_water, high_water)
 
 
@@ -157,8 +153,7 @@ class Database:
             db.execute("PRAGMA locking_mode=EXCLUSIVE")
             db.execute(f"PRAGMA page_size={PAGE_BYTES}")
             db.execute("PRAGMA journal_mode=WAL")
-            # FULL: in WAL mode NORMAL may lose the last commits in a power cut; their sequences
-            # would be used again for other bytes, which peers must take for a forgery.
+            # FULL: in WAL mode NORMAL may lose the last commits in a power cut.
             db.execute("PRAGMA synchronous=FULL")
             db.execute(f"PRAGMA max_page_count={max(4, self._max_bytes // PAGE_BYTES)}")
             db.execute("PRAGMA wal_autocheckpoint=64")
@@ -173,14 +168,14 @@ class Database:
             for statement in _SCHEMA:
                 db.execute(statement)
         # Deleting first lets the new batch have the pages of the old ones when space is short.
-        dropped = [(sequence,) for sequence in before.batches if sequence not in after.batches]
-        db.executemany("DELETE FROM batch WHERE sequence=?", dropped)
+        dropped = [version for version in before.batches if version not in after.batches]
+        db.executemany("DELETE FROM batch WHERE epoch=? AND sequence=?", dropped)
         added = [
-            (sequence, raw, _digest(raw))
-            for sequence, raw in after.batches.items()
-            if before.batches.get(sequence) != raw
+            (*version, raw, _digest(raw))
+            for version, raw in after.batches.items()
+            if version not in before.batches
         ]
-        db.executemany("INSERT INTO batch VALUES(?, ?, ?)", added)
+        db.executemany("INSERT INTO batch VALUES(?, ?, ?, ?)", added)
         values = {
             "origin": after.origin.hex(),
             "epoch": str(after.epoch),
@@ -190,8 +185,17 @@ class Database:
         db.executemany("INSERT OR REPLACE INTO meta VALUES(?, ?)", list(values.items()))
 
 
-def adopt(database: Database, origin: bytes | None, now_s: float) -> Saved:
-    """Open the folder's database, or set an unusable one aside and begin a larger epoch.
+def next_epoch(last: int, wall_s: float, salt: int) -> int:
+    """Return an epoch later than `last`, and no earlier than the wall clock's second.
+
+    Its low bits are the random `salt`: two lives of one disk image differ even if neither has a
+    clock, or batches of both under one number would pass for a forgery.
+    """
+    return max((last >> EPOCH_SALT_BITS) + 1, int(wall_s)) << EPOCH_SALT_BITS | salt
+
+
+def adopt(database: Database, origin: bytes | None) -> Saved:
+    """Open the folder's database, or set an unusable one aside.
 
     The incarnation is raised in what is returned, not yet in the file. Raises JournalError.
     """
@@ -200,8 +204,6 @@ def adopt(database: Database, origin: bytes | None, now_s: float) -> Saved:
     saved, notices = None, []
     try:
         saved = database.load()
-        if saved is not None and saved.epoch < epoch:
-            raise _Unusable(f"is an old copy (epoch {saved.epoch}; {epoch} was begun since)")
         if saved is not None and origin and saved.origin and saved.origin != origin:
             raise _Unusable(f"belongs to the key of node {saved.origin.hex()}")
     except _Unusable as reason:
@@ -209,17 +211,17 @@ def adopt(database: Database, origin: bytes | None, now_s: float) -> Saved:
         saved = None
         aside = _set_aside(folder)
         notices = [
-            f"{folder / FILE_NAME} {reason}; it was set aside as {aside.name} and a new epoch "
-            f"begun: what only this node had written is republished from its configuration"
+            f"{folder / FILE_NAME} {reason}; it was set aside as {aside.name}: peers give back "
+            f"what this node had written, if one is reached before it writes again"
         ]
-    if saved is not None:
-        saved.incarnation = max(saved.incarnation, incarnation) + 1
-        saved.origin = saved.origin or (origin or b"")
-        return saved
-    new_epoch = epoch + 1 if epoch else max(1, int(now_s))
-    if epoch and not notices:
-        notices = [f"{folder / FILE_NAME} is lost: epoch {new_epoch} was begun"]
-    return Saved(origin or b"", new_epoch, incarnation + 1, notices=notices, fresh=True)
+    if saved is None:
+        if epoch and not notices:
+            notices = [f"{folder / FILE_NAME} is lost: peers give back what they have of it"]
+        saved = Saved(origin or b"", notices=notices, fresh=True)
+    saved.epoch = max(saved.epoch, epoch)
+    saved.incarnation = max(saved.incarnation, incarnation) + 1
+    saved.origin = saved.origin or (origin or b"")
+    return saved
 
 
 def store_epoch(folder: Path, saved: Saved) -> None:
@@ -266,17 +268,17 @@ def _read(db: sqlite3.Connection) -> Saved:
             int(meta["incarnation"]),
             int(meta["high_water"]),
         )
-        rows = db.execute("SELECT sequence, raw, digest FROM batch ORDER BY sequence").fetchall()
+        rows = db.execute("SELECT epoch, sequence, raw, digest FROM batch").fetchall()
     except (KeyError, ValueError, TypeError) as error:
         raise _Unusable(f"holds a damaged record ({error!r})") from error
     except sqlite3.OperationalError as error:
         if _primary(error) == sqlite3.SQLITE_ERROR:  # a table is missing
             raise _Unusable(f"is not a journal ({error})") from error
         raise
-    for sequence, raw, digest in rows:
+    for epoch, sequence, raw, digest in rows:
         if not isinstance(raw, bytes) or _digest(raw) != digest:
-            raise _Unusable(f"holds a damaged batch ({sequence})")
-        saved.batches[sequence] = raw
+            raise _Unusable(f"holds a damaged batch ({epoch}, {sequence})")
+        saved.batches[epoch, sequence] = raw
     return saved
 
 

@@ -1,8 +1,9 @@
 """Owns what a node must not forget: its own batches, clock, epoch and incarnation.
 
 SQLite on a thread of its own; never blocks the event loop, never stores other nodes' batches.
-Invariant: when `append` returned, the batch survives a power cut, so it may leave the node; a
-sequence that may have left is never used again, in this epoch or after a lost database.
+Invariant: when `append` returned, the batch survives a power cut, so it may leave the node. Every
+start begins an epoch of its own, so whatever becomes of the folder no run numbers its batches as
+another did.
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import secrets
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_node.fleet.database import (
+    EPOCH_SALT_BITS,
     Database,
     JournalError,
     JournalFull,
     Saved,
     adopt,
     journal_error,
+    next_epoch,
     store_epoch,
 )
 from edge_node.fleet.durable import FolderInUse, lock_folder
@@ -41,9 +44,9 @@ GROUP_LIMIT = 256
 class Start:
     """Say where this run of the node begins.
 
-    `incarnation` is already higher than in any run before; `batches` are the node's own live
-    batches (signed bytes) in order; `notices` are sentences for the operator (a corrupt database
-    was set aside, the disk is full).
+    `epoch` and `incarnation` are higher than in any run before; `batches` are the node's own live
+    batches (signed bytes) of earlier runs in order; `notices` are sentences for the operator (a
+    corrupt database was set aside, the disk is full).
     """
 
     epoch: int
@@ -56,7 +59,6 @@ class Start:
 @dataclass
 class _Write:
     batch: Batch | None
-    live: tuple[tuple[int, int], ...] = ()
     high_water: int = 0
     incarnation: int = 0
     done: Future[None] = field(default_factory=Future)
@@ -69,6 +71,7 @@ class Journal:
         self._folder, self._lock, self._database, self._saved = folder, lock, database, saved
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._closed = False
+        self._noted = (0, 0)  # what the epoch file holds
         self.counters: dict[str, float] = {
             "commits": 0,
             "batches": 0,
@@ -97,8 +100,8 @@ class Journal:
         """Open or create the journal in `state_dir` and lock that folder. Blocks (disk).
 
         `origin` (node id): a journal that belongs to another node's key is set aside. `max_bytes`
-        bounds the database; live batches need well under 1 MiB. `wall_s` is the wall clock, used
-        for the epoch only if every record of the former epochs is lost.
+        bounds the database; live batches need well under 1 MiB. `wall_s` is the wall clock: it
+        gives the new epoch, unless the last one was later.
 
         Raises JournalError (folder in use, not writable, newer format), JournalFull if a new
         journal finds no space. A full disk does not stop a node that has a journal: the notice
@@ -114,23 +117,25 @@ class Journal:
             raise journal_error(folder, error) from error
         database = Database(folder, max_bytes)
         try:
-            saved = adopt(database, origin, time.time() if wall_s is None else wall_s)
+            saved = adopt(database, origin)
+            wall_s = time.time() if wall_s is None else wall_s
+            saved.epoch = next_epoch(saved.epoch, wall_s, secrets.randbits(EPOCH_SALT_BITS))
             return cls(folder, lock, database, saved)
         except BaseException:
             database.close()
             os.close(lock)
             raise
 
-    async def append(self, batch: Batch, live: Iterable[tuple[int, int]], high_water: int) -> None:
-        """Make `batch` durable and drop own batches outside `live`, in one transaction.
+    async def append(self, batch: Batch, high_water: int) -> None:
+        """Make `batch` durable, in one transaction with dropping what it leaves superfluous.
 
-        `live` holds inclusive ranges of sequences of the batch's epoch; the batch itself is always
-        kept. Batches must come in order of sequence; what waits is committed together.
+        That is all outside `batch.live`, once everything in there is durable. Batches must come
+        in order of (epoch, sequence); what waits is committed together.
 
         Raises JournalFull or JournalError; nothing is stored then, and the same call may be
         repeated. Repeating the last successful call is harmless.
         """
-        await self._submit(_Write(batch, tuple(live), high_water))
+        await self._submit(_Write(batch, high_water))
 
     async def record_incarnation(self, incarnation: int) -> None:
         """Make an incarnation (raised by a refutation) durable. Raises like `append`."""
@@ -150,10 +155,9 @@ class Journal:
         await asyncio.wrap_future(write.done)
 
     def _begin(self) -> list[str]:
-        """Make the raised incarnation durable; return why that failed, if it did."""
+        """Make the raised numbers durable; return why that failed, if it did."""
         try:
-            store_epoch(self._folder, self._saved)
-            self._database.write(self._saved, self._saved)
+            self._write(self._saved)
         except JournalFull as error:
             if self._saved.fresh:
                 raise
@@ -217,9 +221,13 @@ class Journal:
             if reason := after.objection(write.batch):
                 refused[index] = JournalError(f"{self._folder}: {reason}")
                 continue
-            after.add(write.batch, write.live, write.high_water)
-        if after.incarnation > self._saved.incarnation:
+            after.add(write.batch, write.high_water)
+        self._write(after)
+        return refused
+
+    def _write(self, after: Saved) -> None:
+        if self._noted != (after.epoch, after.incarnation):
             store_epoch(self._folder, after)
+            self._noted = after.epoch, after.incarnation
         self._database.write(self._saved, after)
         self._saved = after
-        return refused

@@ -1,10 +1,11 @@
 """What the nodes tell each other about their load and capacity.
 
-Owns the shape of the volatile key ``load`` and of the capacity in the owner record ``node``.
-Never decides anything with them. Invariant: a malformed report of a peer counts for nothing.
+Owns the shape of the volatile key ``load`` and of the owner record ``node``. Never decides
+anything with them. Invariant: a malformed report of a peer counts for nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from crdt import Instant, Store, Value
@@ -13,6 +14,19 @@ from edge_node.metrics import Counters
 from edge_node.placement.view import FleetView
 from edge_node.pool import WorkerPool
 from gossip import GossipNode
+
+MAX_DIGESTS = 8
+"""Models in a report, so that it always fits beside a probe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a living node can take: full passes per second, whether it takes cameras over."""
+
+    passes_per_s: float
+    takeover: bool
+    files: str
+    """Folder under which it opens other nodes' files; empty: none."""
 
 
 class Load:
@@ -24,29 +38,31 @@ class Load:
         gossip: GossipNode,
         pool: WorkerPool,
         counters: Counters,
-        running: Callable[[], str],
+        digest: Callable[[], str],
     ) -> None:
-        """Prepare; ``running`` tells the digest of the model that this node runs, or ""."""
+        """Prepare; ``digest`` tells the model that this node runs, "" if none."""
         self._store = store
         self._gossip = gossip
         self._pool = pool
         self._counters = counters
-        self._running = running
+        self._digest = digest
+        self._number = 0
 
     def own(self) -> dict[str, Value]:
-        """Return what peers need to know to place frames here."""
-        living = self._pool.living
-        service_ms: dict[str, float] = {}
-        for worker in living:
-            for digest, value in worker.service_ms.items():
-                short = digest[:SHORT]
-                service_ms[short] = round(min(value, service_ms.get(short, value)), 1)
-        count = self._counters.get
+        """Return what peers need to know to place frames here: the quickest worker's times."""
+        current, count = self._digest(), self._counters.get
+        worker = min(
+            self._pool.living,
+            key=lambda w: (current not in w.loaded, w.backlog_ms + w.service_ms.get(current, 0.0)),
+            default=None,
+        )
+        times = worker.service_ms if worker else {}
+        known = sorted(times.items(), key=lambda item: item[0] != current)
         return {
-            "backlog_ms": round(min((w.backlog_ms for w in living), default=0.0), 1),
-            "service_ms": dict(service_ms),
-            "queue": sum(worker.queue_length for worker in living),
-            "running": self._running()[:SHORT],
+            "backlog_ms": round(worker.backlog_ms, 1) if worker else 0.0,
+            "service_ms": {d[:SHORT]: round(ms, 1) for d, ms in known[:MAX_DIGESTS]},
+            "queue": worker.queue_length if worker else 0,
+            "running": current[:SHORT],
             "frames": int(count("frames")),
             "answered": int(count("answered")),
             "met": int(count("answered", met="yes")),
@@ -59,7 +75,8 @@ class Load:
 
     def exchange(self, view: FleetView, now: Instant) -> None:
         """Give this node's report to gossip, and take the peers' reports into ``view``."""
-        self._gossip.set_volatile("load", self.own(), now)
+        self._number += 1
+        self._gossip.set_volatile("load", {"n": self._number, **self.own()}, now)
         for member in self._gossip.members():
             load = self.of(member.node_id) if member.state == "alive" else None
             if load is None:
@@ -67,15 +84,25 @@ class Load:
             service_ms, backlog_ms = load.get("service_ms"), load.get("backlog_ms")
             if isinstance(service_ms, dict) and isinstance(backlog_ms, int | float):
                 known = {k: float(v) for k, v in service_ms.items() if isinstance(v, int | float)}
+                number = (member.incarnation, load.get("n"))
                 network_ms = (member.rtt_s or 0.0) * 1e3
-                view.heard_load(member.node_id, float(backlog_ms), known, network_ms, now.mono_s)
+                view.heard_load(
+                    member.node_id, number, float(backlog_ms), known, network_ms, now.mono_s
+                )
 
-    def capacities(self, living: frozenset[bytes]) -> dict[bytes, float]:
-        """Return full passes per second of the ``living`` nodes that take agents over."""
+    def capacities(self, living: frozenset[bytes]) -> dict[bytes, Capacity]:
+        """Return what the ``living`` nodes published of their capacity."""
         found = {}
         for node, key, record in self._store.owners("node"):
             if key == "node" and node in living and isinstance(record, dict):
-                capacity = record.get("capacity")
-                if record.get("takeover") and isinstance(capacity, int | float):
-                    found[node] = float(capacity)
+                found[node] = _capacity(record)
         return found
+
+
+def _capacity(record: Mapping[str, object]) -> Capacity:
+    passes_per_s, files = record.get("capacity"), record.get("files")
+    return Capacity(
+        passes_per_s=float(passes_per_s) if isinstance(passes_per_s, int | float) else 0.0,
+        takeover=record.get("takeover") is True,
+        files=files if isinstance(files, str) else "",
+    )

@@ -6,6 +6,7 @@ challenge.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,7 +52,7 @@ class Peers:
             await self._session.close()
 
     async def infer(self, node: bytes, request: Mapping[str, Any], timeout_s: float) -> Inference:
-        """Have ``node`` run one frame; ``request`` as docs/architecture.md lists it.
+        """Have ``node`` run one frame; ``request`` as docs/protocol.md lists it.
 
         Raises:
             PeerError: no answer in ``timeout_s``, a refusal, or an answer that is no inference.
@@ -62,7 +63,7 @@ class Peers:
         try:
             fields = msgpack.unpackb(reply)
             return Inference(
-                boxes=[[float(number) for number in box] for box in fields["boxes"]],
+                boxes=[_box(box) for box in fields["boxes"]],
                 digest=str(fields["digest"]),
                 variant=str(fields["variant"]),
                 rung=RUNGS[fields["rung"]],
@@ -70,7 +71,7 @@ class Peers:
                 wait_ms=float(fields["wait_ms"]),
                 backlog_ms=float(fields["backlog_ms"]),
             )
-        except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
             raise PeerError("malformed reply", silent=False) from error
 
     async def cache(self, node: bytes, agent: str, digest: str, timeout_s: float) -> bytes | None:
@@ -104,7 +105,7 @@ class Peers:
             return reply
         except TimeoutError as error:
             raise PeerError("no answer in time", silent=True) from error
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, ValueError, OSError) as error:  # ValueError: its address
             raise PeerError("unreachable", silent=True) from error
 
     async def _exchange(
@@ -122,3 +123,11 @@ class Peers:
             challenge = response.headers.get(CHALLENGE_HEADER)
             learnt = response.status == 401 and self._signer.learn(node, challenge)
             return response.status, bytes(reply), learnt
+
+
+def _box(box: list[float]) -> list[float]:
+    """Check one box of a peer: x0, y0, x1, y1, score, class index."""
+    numbers = [float(number) for number in box]
+    if len(numbers) != 6 or not all(map(math.isfinite, numbers)):
+        raise ValueError("not a box")
+    return numbers

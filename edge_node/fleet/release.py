@@ -1,13 +1,14 @@
 """Run the model version that the fleet desires.
 
-Owns the one current model of this node and how it changes: load the new one on every worker,
-switch the agents, let frames under way end, then unload the old one. Never leaves the node
-without a model: whatever fails, the old one stays, and ``error`` says why.
+Owns the one current model of this node and how it changes: load the new one, let the agents
+switch, unload the old one when nobody uses it any more. Never leaves the node without a model:
+whatever fails, another one runs, and ``error`` says why. :meth:`Release.follow` may be called as
+often as one likes; it does what is missing.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from edge_node.workers import ModelError, ModelFile, WorkerHandle
@@ -27,9 +28,9 @@ class Release:
         manifest: Manifest,
         variant: str,
         workers: Sequence[WorkerHandle],
-        use: Callable[[str], Awaitable[None]],
+        in_use: Callable[[], set[str]],
     ) -> None:
-        """Start from ``variant`` of ``manifest``; ``use`` switches the agents to a digest.
+        """Start from ``variant`` of ``manifest``; ``in_use`` tells the digests that agents run.
 
         Raises:
             ModelError: the manifest has no such variant.
@@ -38,15 +39,21 @@ class Release:
         self.current: ModelFile | None = None
         self.error = ""
         self._workers = workers
-        self._use = use
+        self._in_use = in_use
         self._lock = asyncio.Lock()
-        self._unloads: set[asyncio.Task[None]] = set()
+        self._unloads: dict[str, asyncio.Task[None]] = {}
         self._default = self.file(variant)
 
     @property
     def key(self) -> str:
         """Key of the fleet register that holds the desired release."""
         return f"release/{self.manifest.name}"
+
+    @property
+    def digest(self) -> str:
+        """Digest of the model that this node runs; empty while no worker holds it."""
+        digest = self.current.digest if self.current else ""
+        return digest if any(digest in worker.loaded for worker in self._workers) else ""
 
     def file(self, variant: str) -> ModelFile:
         """Return the file of ``variant``.
@@ -80,41 +87,66 @@ class Release:
         return file
 
     async def load(self, file: ModelFile) -> None:
-        """Load and warm ``file`` on every worker without using it yet.
+        """Load and warm ``file`` on every living worker without using it yet.
 
         Raises:
-            ModelError: it does not load; what runs is unchanged.
+            ModelError: no worker could load it; what runs is unchanged.
         """
-        await asyncio.gather(*(worker.load(file) for worker in self._workers))
+        living = [worker for worker in self._workers if worker.alive]
+        outcomes = await asyncio.gather(
+            *(worker.load(file) for worker in living), return_exceptions=True
+        )
+        failures = [outcome for outcome in outcomes if outcome is not None]
+        for failure in failures:
+            if not isinstance(failure, ModelError):
+                raise failure
+        if len(failures) == len(living):
+            raise failures[0] if failures else ModelError("no accelerator works")
 
     async def follow(self, register: object) -> None:
-        """Run what ``register`` asks for; on failure keep the old version and say why."""
+        """Run what ``register`` asks for, on every worker that can; else say why not.
+
+        A node that cannot run it keeps what it has, or falls back to its own file of that variant,
+        or to its configured one.
+        """
         async with self._lock:
+            problem = ""
             try:
                 file = self.desired(register)
-                if self.current is not None and file.digest == self.current.digest:
-                    self.error = ""
-                    return
-                await self.load(file)
-                await self._use(file.digest)
             except ModelError as error:
-                if str(error) != self.error:
-                    log.error("model not changed: %s", error)
-                self.error = str(error)
-                return
-            old, self.current, self.error = self.current, file, ""
+                problem = str(error)
+                file = self.current or self._fallback(register)
+            try:
+                await self.load(file)
+            except ModelError as error:
+                problem = problem or str(error)
+            else:
+                self._switch(file)
+            if problem and problem != self.error:
+                log.error("model: %s", problem)
+            self.error = problem
+
+    def _fallback(self, register: object) -> ModelFile:
+        variant = register.get("variant") if isinstance(register, dict) else None
+        return self.manifest.variants.get(str(variant), self._default)
+
+    def _switch(self, file: ModelFile) -> None:
+        old, self.current = self.current, file
+        if (pending := self._unloads.pop(file.digest, None)) is not None:
+            pending.cancel()
+        if old is None or old.digest != file.digest:
             log.info("running %s %s (%s)", file.name, file.variant, file.digest[:12])
             if old is not None:
-                task = asyncio.create_task(self._unload_later(old))
-                self._unloads.add(task)
-                task.add_done_callback(self._unloads.discard)
+                self._unloads[old.digest] = asyncio.create_task(self._unload(old.digest))
 
-    async def _unload_later(self, old: ModelFile) -> None:
-        await asyncio.sleep(UNLOAD_AFTER_S)
-        async with self._lock:
-            if self.current is not None and self.current.digest == old.digest:
-                return  # it came back meanwhile
-            await asyncio.gather(*(worker.unload(old.digest) for worker in self._workers))
+    async def _unload(self, digest: str) -> None:
+        """Unload a version when peers had time to hear of the new one and no agent needs it."""
+        while True:
+            await asyncio.sleep(UNLOAD_AFTER_S)
+            if digest not in self._in_use():
+                break
+        del self._unloads[digest]
+        await asyncio.gather(*(worker.unload(digest) for worker in self._workers))
 
     def describe(self, register: object) -> dict[str, Any]:
         """Describe the model for people: desired release, variants, and the last error."""

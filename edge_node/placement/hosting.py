@@ -1,6 +1,6 @@
 """Say which node should host an agent.
 
-Owns the rule that every node applies to its own replica: the home node while it lives, otherwise
+Owns the rule that every node applies to its own replica: the home node while it can, otherwise
 one successor, the same on every node whose view is the same. Views that differ for a while cost
 a second claim, and the register's order settles it. Never looks at a clock: the caller counts
 epochs.
@@ -11,18 +11,18 @@ import math
 from collections.abc import Mapping
 
 CLAIM_EPOCHS = 2
-"""A node claims an agent after this many evaluations in a row said that it should."""
+"""A successor claims an agent after this many evaluations in a row said that it should."""
 
 
 def successor(agent: str, capacities: Mapping[bytes, float]) -> bytes | None:
-    """Return the living node that takes over an orphaned agent, or None if there is nobody.
+    """Return the node that takes over an orphaned agent, or None if there is nobody.
 
     Weighted rendezvous hashing: each agent falls to a node with probability in proportion to its
     capacity, and a node's death moves only its own agents. O(n) in the number of nodes.
 
     Args:
         agent: the agent's name.
-        capacities: node id -> full passes per second, of every living node that accepts agents.
+        capacities: node id -> full passes per second, of every living node that could take it.
     """
     best: tuple[float, bytes] | None = None
     for node, capacity in capacities.items():
@@ -39,24 +39,21 @@ def successor(agent: str, capacities: Mapping[bytes, float]) -> bytes | None:
 def should_host(
     agent: str,
     home: bytes,
-    host: bytes | None,
-    movable: bool,
-    capacities: Mapping[bytes, float],
-    living: frozenset[bytes],
+    host: bytes,
+    able: frozenset[bytes],
+    takers: Mapping[bytes, float],
 ) -> bytes | None:
     """Return the node that should host ``agent`` now, or None if it has to wait for its home.
 
     Args:
         home: the node that configured the agent.
-        host: who claims it now (None: nobody yet, which means its home).
-        movable: whether another node can open its source at all.
-        capacities: as in :func:`successor`.
-        living: ids of all nodes believed alive, this one included.
+        host: who hosts it now.
+        able: ids of all living nodes with a working accelerator.
+        takers: capacities of those among them that would take this agent over and can open its
+            source; see :func:`successor`.
     """
-    if home in living:
+    if home in able:
         return home
-    if not movable:
-        return None
-    if host is not None and host in living:
+    if host in takers:
         return host
-    return successor(agent, capacities)
+    return successor(agent, takers)

@@ -41,7 +41,7 @@ class CutOut:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the canvases of one variant look like."""
+    """What the canvases look like."""
 
     canvas_px: tuple[int, int]  # height, width
     batch: int
@@ -52,12 +52,12 @@ class Recipe:
     recolour_share: float = 0.45
     clutter_share: float = 0.65
     scramble_share: float = 0.2
+    tilt: float = 0.2  # radians to either side: cameras do not hang straight
 
 
 def _rounded_mask(height: int, width: int) -> Floats:
-    rows, columns = np.mgrid[:height, :width]
-    across, down = np.abs(columns / width * 2 - 1), np.abs(rows / height * 2 - 1)
-    mask: Floats = ((across**4 + down**6) < 1).astype(np.float32)
+    across, down = np.arange(width) / width * 2 - 1, np.arange(height) / height * 2 - 1
+    mask: Floats = ((across**4 + down[:, None] ** 6) < 1).astype(np.float32)
     return mask
 
 
@@ -171,38 +171,33 @@ class Canvases:
         return float(min(max(wanted, low - 0.1 * room), high + 0.1 * room))
 
     def _crop(self, height: int, width: int, scales: tuple[float, float]) -> tuple[Pixels, Floats]:
-        """Show part of one frame, scaled, stretched, sheared a little and perhaps mirrored."""
+        """Show part of one frame, scaled, stretched, tilted, sheared a little, perhaps mirrored."""
         frame = self._pick()
         scale, stretch = self._between(*scales), self._between(0.87, 1.15)
-        across, down = scale * stretch, scale / stretch
-        shear = self.rng.uniform(-0.08, 0.08) * across
+        angle = self.rng.uniform(-self.recipe.tilt, self.recipe.tilt)
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        lean = np.array([[stretch, self.rng.uniform(-0.08, 0.08)], [0, 1 / stretch]])
+        mirror = np.diag([self.rng.choice([-1.0, 1.0]), 1.0])
+        warp = scale * mirror @ turn @ lean
         image, boxes = self._recoloured(frame.image, frame.boxes), frame.boxes.copy()
-        shrink = 0.5 if min(across, down) < 0.55 else 1.0  # or thin lines would alias away
-        if shrink < 1 and self.rng.random() < 0.8:
+        shrink = 1.0
+        if scale < 0.6 and self.rng.random() < 0.8:  # or thin lines would alias away
+            shrink = 0.5
             smaller = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
             image = np.asarray(smaller, np.uint8)
-        else:
-            shrink = 1.0
-        at = boxes[self.rng.integers(len(boxes))] if len(boxes) else None
-        middle_x = middle_y = None
-        if at is not None:
-            middle_y = (at[1] + at[3]) / 2 * down
-            middle_x = (at[0] + at[2]) / 2 * across + (at[1] + at[3]) / 2 * shear
+        # A person fills an ellipse rather than a box, so the new box is the ellipse's.
+        centre = (boxes[:, :2] + boxes[:, 2:4]) / 2 @ warp.T
+        half = np.sqrt(((boxes[:, 2:4] - boxes[:, :2]) / 2) ** 2 @ (warp**2).T)
         frame_height, frame_width = frame.image.shape[:2]
-        left = self._offset(width, frame_width * across, middle_x)
-        top = self._offset(height, frame_height * down, middle_y)
-        centre_x = (boxes[:, 0] + boxes[:, 2]) / 2 * across
-        centre_x = centre_x + (boxes[:, 1] + boxes[:, 3]) / 2 * shear + left
-        half_width = (boxes[:, 2] - boxes[:, 0]) / 2 * across
-        boxes[:, 0], boxes[:, 2] = centre_x - half_width, centre_x + half_width
-        boxes[:, [1, 3]] = boxes[:, [1, 3]] * down + top
-        warp = np.array([[across / shrink, shear / shrink, left], [0, down / shrink, top]])
-        if self.rng.random() < 0.5:
-            warp[0] = [-warp[0, 0], -warp[0, 1], width - left]
-            boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+        corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * (frame_width, frame_height) @ warp.T
+        low, extent = corners.min(0), np.ptp(corners, 0)
+        at = centre[self.rng.integers(len(centre))] - low if len(centre) else (None, None)
+        left = self._offset(width, extent[0], at[0]) - low[0]
+        top = self._offset(height, extent[1], at[1]) - low[1]
+        boxes[:, :2], boxes[:, 2:4] = centre - half + (left, top), centre + half + (left, top)
         shown = cv2.warpAffine(
             image,
-            warp,
+            np.column_stack([warp / shrink, (left, top)]),
             (width, height),
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_CONSTANT,
@@ -232,9 +227,10 @@ class Canvases:
             patch = image[max(y0, 0) : y1, max(x0, 0) : x1]
             if min(patch.shape[:2]) < 8:
                 continue
-            mask = (_rounded_mask(*patch.shape[:2]) * 0.9)[..., None]
+            mask = np.float32(0.9) * _rounded_mask(*patch.shape[:2])[..., None]
             gain = self.rng.uniform(0.65, 1.4, 3) * self.rng.uniform(0.7, 1.3)
-            changed = (patch * gain + self.rng.uniform(-15, 15)).clip(0, 255)
+            shift = self.rng.uniform(-15, 15)
+            changed = (patch * gain.astype(np.float32) + np.float32(shift)).clip(0, 255)
             patch[:] = (patch * (1 - mask) + changed * mask).astype(np.uint8)
         return image
 
@@ -311,8 +307,10 @@ class Canvases:
         rng = self.rng
         out = image.astype(np.float32)
         if rng.random() < 0.8:
-            out = (out - 110) * rng.uniform(0.65, 1.35) + 110 + rng.uniform(-30, 30)
-            out *= rng.uniform(0.85, 1.15, 3).astype(np.float32)
+            out = (out - 110) * rng.uniform(0.6, 1.4) + 110 + rng.uniform(-35, 35)
+            out *= rng.uniform(0.8, 1.2, 3).astype(np.float32)
+        if rng.random() < 0.3:
+            out = np.asarray(255 * (out.clip(0, 255) / 255) ** rng.uniform(0.6, 1.6), np.float32)
         if rng.random() < 0.12:
             out = np.repeat(out.mean(2, keepdims=True), 3, 2)
         if rng.random() < 0.15:

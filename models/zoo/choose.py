@@ -1,12 +1,12 @@
-"""Choose scale, threshold and seed among finished fits, and write the model.
+"""Choose scale and threshold of one variant, and write the model.
 
 Owns the choice and the manifest entry. Invariant: everything that decides is looked at on
 training cameras; held-out frames and the unseen camera are never read here.
 
 Plain validation frames nearly saturate, because they show the cameras trained on. So scale and
-threshold come from all fits together, of which some left one training camera out: from the whole
-of that camera and from the validation slice of the others. The seed comes from augmented
-validation frames. The score head's bias is then moved so that a score of .3 is that threshold.
+threshold come from fits of the same recipe that left training cameras out: from the whole of those
+cameras and from the validation slice of the other clips. The model itself is the fit that left
+nothing out; its score head's bias is moved so that a score of .3 is that threshold.
 
     python models/zoo/choose.py --assets DIR --cache CACHE --runs RUNS --variant small
 """
@@ -30,7 +30,6 @@ import torch
 if __package__ in (None, ""):  # run as a file: the package's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from models.zoo.augment import Canvases
 from models.zoo.evaluate import (
     MANIFEST,
     NMS_IOU,
@@ -47,25 +46,21 @@ from models.zoo.evaluate import (
 )
 from models.zoo.footage import CLIPS, MULTIPLE_PX, PAD_VALUE, Floats, Part, frames
 from models.zoo.network import ARCHITECTURES, Network, deployed_bytes, load_checkpoint
-from models.zoo.train import RECIPES, labelled
 
 THRESHOLDS = np.arange(0.2, 0.7, 0.0125)
 KEEP_ABOVE = 0.05  # detections below this could never be chosen as the threshold
 AROUND = 9  # thresholds averaged over, .1 from first to last
-TIE = 0.005
-STRESS_SEED = 1
-STRESS_BATCHES = 30
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished fit on disk; `without` names the camera it never saw, if any."""
+    """One finished fit on disk; `without` names the cameras it never saw, if any."""
 
     path: Path
     variant: str
     seed: int
     steps: int
-    without: str | None
+    without: Sequence[str]
 
     def network(self) -> Network:
         """Read the averaged weights back."""
@@ -102,14 +97,14 @@ class Witness:
         self.labels: dict[tuple[str, int], Floats] = {}
 
     def hear(self, run: Run) -> Evidence:
-        """Return the run's detections on the validation slice and all of a left-out camera."""
+        """Return the run's detections on the validation slice and all of left-out cameras."""
         detector = run.detector()
         found: Evidence = {scale: [] for scale in SCALES_PX}
         for clip in CLIPS:
             if clip.unseen:
                 continue
             parts: frozenset[Part] = frozenset({"validation"})
-            if clip.name == run.without:
+            if clip.name in run.without:
                 parts |= {"train"}
             for frame in frames(self.assets, clip, parts):
                 key = (clip.name, frame.index)
@@ -129,8 +124,7 @@ def operating_point(evidence: Sequence[Evidence]) -> tuple[int, float, dict[int,
     """Return (scale, threshold, F1 per scale) that agree best over all runs, pooled.
 
     A point counts as the mean F1 of the thresholds around it: the next seed's scores, and the next
-    place's, lie a little higher or lower, and a peak that narrow would not be met again. Of scales
-    that tie, the largest is taken, since it shows smaller people.
+    place's, lie a little higher or lower, and a peak that narrow would not be met again.
     """
     best: dict[int, float] = {}
     peak: dict[int, float] = {}
@@ -140,45 +134,27 @@ def operating_point(evidence: Sequence[Evidence]) -> tuple[int, float, dict[int,
         around = np.convolve(scores, np.full(AROUND, 1 / AROUND), "valid")
         best[scale] = round(float(around.max()), 4)
         peak[scale] = float(THRESHOLDS[int(around.argmax()) + AROUND // 2])
-    scale = max(key for key, f1 in best.items() if f1 >= max(best.values()) - TIE)
+    scale = max(best, key=lambda scale: best[scale])
     return scale, round(peak[scale], 4), best
 
 
-def stress_f1(run: Run, cache: Path, threshold: float) -> float:
-    """Return agreement on canvases made of validation frames, where plain frames saturate."""
-    source = labelled(cache, "validation")
-    canvases = Canvases(source, RECIPES[run.variant], np.random.default_rng(STRESS_SEED))
-    detector, pairs = run.detector(), []
-    for _ in range(STRESS_BATCHES):
-        images, boxes = canvases.batch()
-        for image, labels in zip(images, boxes, strict=True):
-            pixels = np.ascontiguousarray(image.transpose(1, 2, 0)).astype(np.uint8)
-            pairs.append((detector.detect(pixels), labels))
-    return f1_at(pairs, threshold)
-
-
-def choose(assets: Path, cache: Path, folder: Path, variant: str) -> None:
-    """Pick scale, threshold and seed without held-out frames; write model and manifest entry."""
+def choose(assets: Path, folder: Path, variant: str) -> None:
+    """Pick scale and threshold without held-out frames; write model and manifest entry."""
     runs, witness = finished(folder, variant), Witness(assets)
-    evidence = [witness.hear(run) for run in runs]
-    scale, threshold, per_scale = operating_point(evidence)
+    (final,) = (run for run in runs if not run.without)
+    partial = [run for run in runs if run.without]
+    scale, threshold, per_scale = operating_point([witness.hear(run) for run in partial])
     print(f"{variant}: F1 by scale {per_scale}; threshold {threshold} at {scale}")
-    seeds = {run.seed: run for run in runs if not run.without}
-    stress = {seed: round(stress_f1(run, cache, threshold), 4) for seed, run in seeds.items()}
-    best = max(stress, key=lambda seed: stress[seed])
-    print(f"{variant}: stress F1 by seed {stress}; chosen {best}")
     training = {
-        "seed": best,
-        "steps": seeds[best].steps,
-        "seeds_tried": sorted(stress),
-        "stress_f1": stress[best],
+        "seed": final.seed,
+        "steps": final.steps,
+        "left_out_cameras": sorted("+".join(run.without) for run in partial),
         "selection_f1": per_scale[scale],
-        "left_out_cameras": sorted(run.without for run in runs if run.without),
         "threshold_before_shift": threshold,
         "teacher": "yolox_nano at 832 px",
     }
     shift = _logit(SCORE_THRESHOLD) - _logit(threshold)
-    publish(variant, deployed_bytes(seeds[best].network(), shift), scale, training)
+    publish(variant, deployed_bytes(final.network(), shift), scale, training)
 
 
 def _logit(probability: float) -> float:
@@ -225,13 +201,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--assets", type=Path, required=True, help="models/ and videos/")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of labelled frames")
     parser.add_argument("--runs", type=Path, required=True, help="folder of trained weights")
     parser.add_argument("--variant", choices=list(ARCHITECTURES), required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    choose(arguments.assets, arguments.cache, arguments.runs, arguments.variant)
+    choose(arguments.assets, arguments.runs, arguments.variant)
 
 
 if __name__ == "__main__":

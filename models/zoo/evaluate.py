@@ -47,7 +47,7 @@ TEACHER_FLOOR = 0.1  # boxes from here to the threshold are neither person nor b
 SCORE_THRESHOLD = 0.3
 NMS_IOU = 0.5
 MATCH_IOU = 0.5
-SCALES_PX = (256, 320, 416, 512, 640)
+SCALES_PX = (256, 320, 384, 448, 512, 640)
 
 
 def overlaps(one: Floats, other: Floats) -> Floats:
@@ -284,10 +284,14 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="*", default=["held", "unseen"], help="train, validation, held, unseen"
     )
+    parser.add_argument("--teacher", action="store_true", help="a line for the teacher itself too")
     parser.add_argument("--record", action="store_true", help="write F1 into the manifest")
     arguments = parser.parse_args()
     detectors, own = shipped()
     scales = {name: arguments.scales or [own[name]] for name in detectors}
+    if arguments.teacher:  # how far its own labels move with the size of the input
+        detectors["yolox_nano"] = teacher(arguments.assets)
+        scales["yolox_nano"] = arguments.scales or list(SCALES_PX)
     parts: frozenset[Part] = frozenset(arguments.parts)
     table = measure(arguments.assets, detectors, scales, parts, arguments.every)
     print("\n".join(lines(table)))

@@ -4,8 +4,8 @@ Owns the split and the resizing that training and evaluation share; knows no net
 no frame of the `unseen` or `held` parts is ever returned for training or validation.
 
 Splits by position in the clip: of the training cameras the first 68 % train, the next 12 %
-validate (seeds and thresholds are chosen there), and the last 20 % are held out; one camera is
-unseen from first to last frame.
+validate (and train the final weights, once recipe, scale and threshold are chosen), and the
+last 20 % are held out; one camera is unseen from first to last frame.
 """
 
 from __future__ import annotations

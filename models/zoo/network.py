@@ -53,7 +53,7 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "small": Architecture(16, ((8, 24, 1), (16, 32, 1), (32, 48, 2)), (16, 32)),
+    "small": Architecture(24, ((8, 32, 1), (16, 48, 2), (32, 64, 2)), (16, 32)),
     "large": Architecture(32, ((8, 48, 2), (16, 72, 3), (32, 80, 2)), (16, 32)),
 }
 

@@ -5,11 +5,11 @@ camera is ever read here.
 
     python models/zoo/train.py label --assets DIR --cache CACHE
     python models/zoo/train.py fit --cache CACHE --runs RUNS --variant small --seed 0
-    python models/zoo/train.py fit --cache CACHE --runs RUNS --variant small --without cam03
+    python models/zoo/train.py fit --cache CACHE --runs RUNS --variant small --without cam01 cam02
 
 `label` runs the teacher once; `fit` trains one seed for a fixed number of steps and writes its
-weights. A fit `--without` a camera shows how the recipe does on a camera it never saw. Then
-`choose.py` picks scale, threshold and seed and writes the model; `evaluate.py` measures it.
+weights. A fit `--without` cameras shows how the recipe does on cameras it never saw. Then
+`choose.py` picks scale and threshold and writes the model; `evaluate.py` measures it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from models.zoo.footage import (
     CLIPS,
     UNIT_LONG_SIDE_PX,
     Floats,
+    Part,
     Pixels,
     frames,
 )
@@ -51,16 +52,13 @@ from models.zoo.network import (
     save_checkpoint,
 )
 
-RECIPES = {
-    "small": Recipe((256, 224), 14, single_scale=(0.38, 0.75), mosaic_scale=(0.2, 0.45)),
-    "large": Recipe((288, 256), 14, single_scale=(0.4, 0.85), mosaic_scale=(0.22, 0.5)),
-}
+RECIPE = Recipe((288, 256), 14, single_scale=(0.36, 0.85), mosaic_scale=(0.22, 0.5))
 PEAK_RATE = 4e-3
 WARM_UP_STEPS = 60
-WEIGHT_DECAY = 0.02
+WEIGHT_DECAY = 0.05
 AVERAGE_DECAY = 0.998
 FOCUS = 1.5  # exponent of the quality focal loss
-DEFAULT_STEPS = 1500
+DEFAULT_STEPS = 3000
 SIZE_RANGES_PX = {16: (0.0, 110.0), 32: (80.0, math.inf)}  # longer side of a head's boxes
 
 
@@ -88,16 +86,16 @@ def label(assets: Path, cache: Path) -> None:
         print(clip.name, len(found), "frames", flush=True)
 
 
-def labelled(cache: Path, part: str, without: str | None = None) -> list[Labelled]:
-    """Read the frames of one part that `label` wrote."""
+def labelled(cache: Path, parts: Sequence[Part], without: Sequence[str] = ()) -> list[Labelled]:
+    """Read the frames of some parts that `label` wrote."""
     found = []
     for clip in CLIPS:
-        if clip.unseen or clip.name == without:
+        if clip.unseen or clip.name in without:
             continue
         with np.load(cache / f"{clip.name}.npz") as data:
-            parts, images, counts = data["parts"], data["images"], data["counts"]
+            part_of, images, counts = data["parts"], data["images"], data["counts"]
             boxes = np.split(data["boxes"], counts.cumsum()[:-1])
-        chosen = np.flatnonzero(parts == part)
+        chosen = np.flatnonzero(np.isin(part_of, parts))
         found += [Labelled(clip.name, images[index], boxes[index]) for index in chosen]
     return found
 
@@ -188,9 +186,9 @@ def fit(
 ) -> Network:
     """Train one network for `steps` steps and return the moving average of its weights."""
     torch.manual_seed(seed)
-    canvases = Canvases(data, RECIPES[variant], np.random.default_rng(seed))
+    canvases = Canvases(data, RECIPE, np.random.default_rng(seed))
     network = Network(ARCHITECTURES[variant])
-    network.parts.train()
+    network.parts.train().to(memory_format=torch.channels_last)
     average = network.averaged_copy()
     parameters = list(network.parts.parameters())
     optimiser = torch.optim.AdamW(
@@ -206,7 +204,9 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = PEAK_RATE * min(1, (step + 1) / WARM_UP_STEPS) * (0.01 + 0.99 * cosine)
         images, boxes = canvases.batch()
-        score_loss, box_loss = losses(network(torch.from_numpy(images)), strides, boxes)
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = network(torch.from_numpy(images))
+        score_loss, box_loss = losses([each.float() for each in maps], strides, boxes)
         optimiser.zero_grad()
         torch.autograd.backward(score_loss + box_loss)
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -228,10 +228,11 @@ def fit(
 
 def _fit_and_save(arguments: argparse.Namespace) -> None:
     variant, seed, without = arguments.variant, arguments.seed, arguments.without
-    data = labelled(arguments.cache, "train", without)
+    parts: list[Part] = ["train"] if without else ["train", "validation"]
+    data = labelled(arguments.cache, parts, without)
     network = fit(data, variant, seed, arguments.steps, lambda line: print(line, flush=True))
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    stem = f"{variant}-seed{seed}" + (f"-without-{without}" if without else "")
+    stem = f"{variant}-seed{seed}" + "".join(f"-without-{clip}" for clip in without)
     facts = {"variant": variant, "seed": seed, "steps": arguments.steps, "without": without}
     replace_file(arguments.runs / f"{stem}.pt", save_checkpoint(network))
     replace_file(arguments.runs / f"{stem}.json", json.dumps(facts).encode())
@@ -250,7 +251,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--variant", choices=list(ARCHITECTURES), required=True)
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--steps", type=int, default=DEFAULT_STEPS)
-    one.add_argument("--without", help="leave this clip out, to see how it would do there")
+    one.add_argument(
+        "--without",
+        nargs="*",
+        default=[],
+        help="leave these clips out, to see how it would do there",
+    )
     return parser
 
 

@@ -7,7 +7,6 @@ EDGE_NODE_ASSETS for the teacher and the footage; takes about a minute.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -27,6 +26,7 @@ from models.zoo.evaluate import (
     pooled,
     shipped,
 )
+from tests.bench.report import Figure, report
 
 SIZES = ((384, 640), (192, 320))
 ROUNDS = 40
@@ -34,14 +34,6 @@ WARM_UP_ROUNDS = 5
 COST_TARGET = 0.45
 F1_TARGETS = {"small": 0.85, "large": 0.90}
 UNSEEN_TARGET = 0.80
-RESULT = Path(".bench") / "detector.json"
-
-Figure = dict[str, Any]
-
-
-def figure(name: str, value: float, op: str, target: float | None, note: str) -> Figure:
-    """Return one line of the result file."""
-    return {"figure": name, "value": value, "op": op, "target": target, "note": note}
 
 
 def medians_ms(sessions: dict[str, Any], size: tuple[int, int]) -> dict[str, float]:
@@ -73,13 +65,13 @@ def cost(assets: Path, detectors: dict[str, Detector]) -> list[Figure]:
                 title = f"{name}: full pass / YOLOX-nano, {height}x{width}"
                 note = f"thread-CPU medians of {ROUNDS} interleaved passes, one thread"
                 target = COST_TARGET if name == "large" else None
-                figures.append(figure(title, round(ratio, 4), "<=", target, note))
+                figures.append(Figure(title, round(ratio, 4), "<=", target, note))
     return figures
 
 
 def quality(assets: Path, detectors: dict[str, Detector], own: dict[str, int]) -> list[Figure]:
     """Print and return the agreement with the teacher on held-out footage."""
-    scales = {name: sorted({own[name], 320, 416, 640} & {*SCALES_PX}) for name in detectors}
+    scales = {name: sorted({own[name], 320, 448, 640} & {*SCALES_PX}) for name in detectors}
     table = measure(assets, detectors, scales)
     print("\n".join(lines(table)))
     figures = []
@@ -92,7 +84,7 @@ def quality(assets: Path, detectors: dict[str, Detector], own: dict[str, int]) -
             )
             target = F1_TARGETS[name] if split == "all held-out footage" else None
             target = UNSEEN_TARGET if split.startswith("unseen") else target
-            figures.append(figure(f"{name}: F1, {split}", round(got.f1, 4), ">=", target, note))
+            figures.append(Figure(f"{name}: F1, {split}", round(got.f1, 4), ">=", target, note))
     return figures
 
 
@@ -103,9 +95,7 @@ def main() -> int:
         print("skipped: EDGE_NODE_ASSETS names no folder with the teacher and the footage")
         return 0
     detectors, own = shipped()
-    figures = [*cost(Path(folder), detectors), *quality(Path(folder), detectors, own)]
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    report("detector", [*cost(Path(folder), detectors), *quality(Path(folder), detectors, own)])
     return 0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from crdt import Batch, Change, HybridClock, Instant, Merge, Store, node_id
+from crdt import Batch, Change, HybridClock, Instant, Merge, Store, node_id_of
 
 WALL_MS = 1_700_000_000_000
 NOW = Instant(1000.0, WALL_MS)
@@ -29,7 +29,7 @@ class Replica:
     def __init__(self, seed: int, epoch: int = 1, high_water: int = 0) -> None:
         self.private = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
         self.key = self.private.public_key().public_bytes_raw()
-        self.id = node_id(self.key)
+        self.id = node_id_of(self.key)
         self.seed = seed
         self.journal: list[bytes] = []
         self.changes: list[Change] = []
@@ -54,11 +54,11 @@ class Replica:
             self.changes += self.store.persisted(batch, now)
         return batches
 
-    def restarted(self, epoch: int = 1, now: Instant = NOW) -> "Replica":
-        """A new process with the same journal and clock mark."""
-        fresh = Replica(self.seed, epoch, self.store.clock.high_water)
-        fresh.journal = list(self.journal)
-        for raw in self.journal:
+    def restarted(self, now: Instant = NOW, journal: list[bytes] | None = None) -> "Replica":
+        """A new process with the same journal (or what is left of it) and clock mark."""
+        fresh = Replica(self.seed, self.store.epoch + 1, self.store.clock.high_water)
+        fresh.journal = list(self.journal if journal is None else journal)
+        for raw in fresh.journal:
             fresh.store.restore(raw, now)
         return fresh
 

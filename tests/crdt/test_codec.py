@@ -130,15 +130,16 @@ def test_batches_survive_the_round_trip(items: list[Entry]) -> None:
     assert batch == Batch(ORIGIN, 7, 9, ((4, 4), (8, 9)), tuple(items), raw)
 
 
-@given(st.sets(st.integers(1, 300), max_size=60), st.integers(301, 400))
-def test_live_lists_survive_the_round_trip(numbers: set[int], sequence: int) -> None:
-    live = ranges(sorted({*numbers, sequence}))
-    assert list(sequences(live)) == sorted({*numbers, sequence})
+@given(st.sets(st.integers(1, 300), max_size=60), st.integers(301, 400), st.integers(0, 9))
+def test_live_lists_survive_the_round_trip(numbers: set[int], sequence: int, ahead: int) -> None:
+    numbers |= set(range(sequence, sequence + ahead + 1))
+    live = ranges(sorted(numbers))
+    assert list(sequences(live)) == sorted(numbers)
     raw = bytes([1]) + ORIGIN + b"\x94\x01" + msgpack.packb(sequence)
-    assert decode_batch(raw + encode_live(live) + b"\x90" + bytes(64)).live == live
+    assert decode_batch(raw + encode_live(live, sequence) + b"\x90" + bytes(64)).live == live
 
 
-GOOD: list[Any] = [7, 9, [2, 3, 1], [[0, "k", 1]]]
+GOOD: list[Any] = [7, 9, [0, 2, 3, 1], [[0, "k", 1]]]
 
 
 @pytest.mark.parametrize(
@@ -151,34 +152,43 @@ GOOD: list[Any] = [7, 9, [2, 3, 1], [[0, "k", 1]]]
         [0, *GOOD[1:]],
         [True, *GOOD[1:]],
         [2**63, *GOOD[1:]],
-        [7, 0, [1], []],
-        [7, 2**32, [1], []],
+        [7, 0, [0, 1], []],
+        [7, 2**32, [0, 1], []],
         [7, 9, [], []],
-        [7, 9, [2, 3], []],
         [7, 9, [0], []],
-        [7, 9, [10], []],
-        [7, 9, [2, 3, 5], []],
-        [7, 900, [129], []],
-        [7, 9, [1.0], []],
+        [7, 9, [0, 2, 3], []],
+        [7, 9, [0, 0, 1, 1], []],
+        [7, 9, [0, 10], []],
+        [7, 9, [0, 2, 3, 5], []],
+        [7, 9, [-1, 1], []],
+        [7, 9, [1, 1], []],
+        [7, 9, [2, 2], []],
+        [7, 900, [0, 129], []],
+        [7, 900, [129, 130], []],
+        [7, 9, [0, 1.0], []],
         [7, 9, "x", []],
-        [7, 9, [1], {}],
-        [7, 9, [1], [[0, f"k{n}", 1] for n in range(17)]],
-        [7, 9, [1], [[0, "k", 1], [0, "k", 2]]],
-        [7, 9, [1], [[2, "k", 1, 1, 1], [2, "k", 1, 1, 2]]],
-        [7, 9, [1], [[0, "", 1]]],
-        [7, 9, [1], [[0, "k" * 97, 1]]],
-        [7, 9, [1], [[0, "\u00e4" * 49, 1]]],
-        [7, 9, [1], [[0, b"k", 1]]],
-        [7, 9, [1], [[0, "k"]]],
-        [7, 9, [1], [[0, "k", 1, 2]]],
-        [7, 9, [1], [[-1, "k", 1]]],
-        [7, 9, [1], [[4, "k", 1, 1, 1, 1, 1]]],
-        [7, 9, [1], [[False, "k", 1]]],
-        [7, 9, [1], [[1, "k", 1, -1]]],
-        [7, 9, [1], [[1, "k", 1, None]]],
-        [7, 9, [1], [[3, "k", 1, b"short", 1, 1]]],
-        [7, 9, [1], [[0, "k", {"a": msgpack.ExtType(1, b"")}]]],
-        [7, 9, [1], [[0, "k", {b"a": 1}]]],
+        [7, 9, [0, 1], {}],
+        [7, 9, [0, 1], [[0, f"k{n}", 1] for n in range(17)]],
+        [7, 9, [0, 1], [[0, "k", 1], [0, "k", 2]]],
+        [7, 9, [0, 1], [[2, "k", 1, 1, 1], [2, "k", 1, 1, 2]]],
+        [7, 9, [0, 1], [[0, "", 1]]],
+        [7, 9, [0, 1], [[0, "k" * 97, 1]]],
+        [7, 9, [0, 1], [[0, "\u00e4" * 49, 1]]],
+        [7, 9, [0, 1], [[0, b"k", 1]]],
+        [7, 9, [0, 1], [[0, "k"]]],
+        [7, 9, [0, 1], [[0, "k", 1, 2]]],
+        [7, 9, [0, 1], [[-1, "k", 1]]],
+        [7, 9, [0, 1], [[4, "k", 1, 1, 1, 1, 1]]],
+        [7, 9, [0, 1], [[False, "k", 1]]],
+        [7, 9, [0, 1], [[1, "k", 1, -1]]],
+        [7, 9, [0, 1], [[1, "k", 1, None]]],
+        [7, 9, [0, 1], [[3, "k", 1, b"short", 1, 1]]],
+        [7, 9, [0, 1], [[0, "k", {"a": msgpack.ExtType(1, b"")}]]],
+        [7, 9, [0, 1], [[0, "k", {b"a": 1}]]],
+        [7, 9, [0, 1], [[0, "k", "v" * 698]]],
+        [7, 9, [0, 1], [[1, "k", b"v" * 698, 1]]],
+        [7, 9, [0, 1], [[2, "k", b"e" * 255, 1, 1]]],
+        [7, 9, [0, 1], [[3, "k", "e" * 255, OTHER, 1, 1]]],
     ],
 )
 def test_fields_out_of_bounds_are_decode_errors(fields: Any) -> None:
@@ -236,7 +246,7 @@ def test_arbitrary_bytes_give_a_batch_or_a_decode_error(data: bytes) -> None:
 
 @given(st.recursive(scalars, lambda inner: st.lists(inner, max_size=5), max_leaves=30))
 def test_arbitrary_fields_give_a_batch_or_a_decode_error(fields: Any) -> None:
-    for shape in (fields, [7, 9, [2, 3, 1], fields], [7, 9, [2, 3, 1], [fields]]):
+    for shape in (fields, [7, 9, [0, 2, 3, 1], fields], [7, 9, [0, 2, 3, 1], [fields]]):
         try:
             decode_batch(from_fields(shape))
         except DecodeError:
@@ -244,8 +254,8 @@ def test_arbitrary_fields_give_a_batch_or_a_decode_error(fields: Any) -> None:
 
 
 def test_the_largest_entry_fits_beside_the_longest_live_list() -> None:
-    live = ranges([*range(2**32 - 70_000, 2**32 - 1, 4900), 2**32 - 1])
-    assert MAX_LIVE_BYTES - 4 <= len(encode_live(live)) <= MAX_LIVE_BYTES + 2
+    live = ranges([*range(2**32 - 70_000, 2**32 - 1, 5000), 2**32 - 1])
+    assert MAX_LIVE_BYTES - 4 <= len(encode_live(live, 2**32 - 1)) <= MAX_LIVE_BYTES
     largest = RegisterEntry("k" * 96, b"v" * 697, 2**64 - 1)
     assert len(encode_value(largest.value)) == 700
     assert len(encode_entry(largest)) <= ROOM_BYTES
@@ -278,6 +288,7 @@ VECTOR_BATCHES: dict[str, tuple[int, int, Any, list[Entry]]] = {
             RemoveEntry("cache/cam/0123456789abcdef", OTHER, Dot(OTHER, 1, 17)),
         ],
     ),
+    "more follow": (3, 5, ((2, 2), (5, 7)), [OwnerEntry("k", 1)]),
     "full": (1, 2, ((1, 2),), [OwnerEntry(f"k{n}", n) for n in range(16)]),
     "empty": (1, 70_000, ((1, 1), (70_000, 70_000)), []),
 }

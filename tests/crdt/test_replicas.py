@@ -152,12 +152,23 @@ class Fleet(RuleBasedStateMachine):
         if self.air:
             del self.air[data.draw(st.integers(0, len(self.air) - 1))]
 
-    @rule(who=st.integers(0, 2), new_epoch=st.booleans())
-    def restarts(self, who: int, new_epoch: bool) -> None:
+    @rule(who=st.integers(0, 2))
+    def restarts(self, who: int) -> None:
         """The journal survives; of others' logs nothing does."""
-        old = self.replicas[who]
-        replica = old.restarted(old.store.epoch + new_epoch, self.now)
+        replica = self.replicas[who].restarted(self.now)
         replica.meet(self.replicas)
+        self.replicas[who] = replica
+
+    @rule(who=st.integers(0, 2), kept=st.integers(0, 5))
+    def restarts_with_a_lost_tail(self, who: int, kept: int) -> None:
+        """A peer that heard everything gives back what the journal lost."""
+        old = self.replicas[who]
+        other = self.replicas[who - 1]
+        other.take(old.live(), self.now)
+        replica = old.restarted(self.now, old.journal[:kept])
+        replica.meet(self.replicas)
+        replica.take(other.store.live_batches(old.id), self.now)
+        replica.flush(self.now)
         self.replicas[who] = replica
 
     @rule(seconds=st.sampled_from([0.1, 10.0, 4000.0]))

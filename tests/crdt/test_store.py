@@ -268,6 +268,39 @@ def test_a_remove_stays_while_the_adds_log_has_gaps() -> None:
     assert b.store.elements("s") == []
 
 
+def test_a_remove_outlives_a_restart_until_the_adds_log_is_known() -> None:
+    a, b, c = replicas = trio()
+    a.store.add("s", "x")
+    a.flush()
+    exchange(replicas)
+    b.store.remove("s", "x")
+    b.flush()
+    fresh = b.restarted()
+    fresh.store.set_owner("k", 1)
+    fresh.flush()  # knows of no add: nobody was reached yet
+    fresh.meet(replicas)
+    exchange([c, fresh])
+    assert fresh.store.elements("s") == c.store.elements("s") == []
+
+
+def test_beaten_registers_leave_the_log() -> None:
+    a, b, _ = trio()
+    for n in range(900):  # each claims what the other had: more keys than a log has room for
+        key, now = f"host/cam{n // 2}", later(n)
+        replica, other = (a, b) if n % 2 else (b, a)
+        replica.store.set_fleet(key, replica.id, now)
+        batches = replica.flush(now)
+        other.take(batches, now)
+    assert len(a.store.fleet_items("", later(900))) == 450
+    a.store.set_owner("k", 1), b.store.set_owner("k", 1)
+    a.flush(later(900)), b.flush(later(900))
+    exchange([a, b], later(900))
+    beaten = [key for key, host in a.store.fleet_items("", later(900)) if host != a.id]
+    assert beaten == []
+    assert reads(a.store, later(900)) == reads(b.store, later(900))
+    assert len(b.live()) < 10
+
+
 # ------------------------------------------------------------------------- merge
 
 
@@ -335,22 +368,37 @@ def test_a_fork_quarantines_its_author_everywhere() -> None:
         assert store.owners() == []
     assert b.store.fingerprint() == c.store.fingerprint()
     assert b.store.knowledge() == c.store.knowledge()
-    [unsigned] = trio()[2].take([left[:-1] + b"\0"])
+    [unsigned] = trio()[2].take([left[:-1] + bytes([left[-1] ^ 1])])
     assert unsigned.status is MergeStatus.BAD_SIGNATURE
 
 
 def test_a_copy_of_a_node_cannot_silence_it() -> None:
-    a = Replica(1)
+    a, b, _ = trio()
     a.store.set_owner("k", "mine")
-    a.flush()
+    b.take(a.flush())
     [merge] = a.take([forge(a, 1, OwnerEntry("k", "theirs"))])
     assert (merge.status, merge.changes) == (MergeStatus.FORKED, ())
     assert a.store.owner(a.id, "k") == "mine"
+    assert a.store.contested
+
+
+def test_what_a_copy_wrote_meanwhile_replaces_nothing() -> None:
+    a, b, _ = trio()
+    a.store.set_owner("k", "mine")
+    a.store.set_fleet("f", "mine", NOW)
+    b.take(a.flush())
     a.store.set_owner("k", "pending")
-    [batch] = a.store.commit(NOW)
-    assert [m.status for m in a.take([forge(a, 2), forge(a, 7)])] == [MergeStatus.STALE] * 2
-    a.store.persisted(batch, NOW)
-    assert a.store.owner(a.id, "k") == "pending"
+    [pending] = a.store.commit(NOW)
+    theirs = forge(a, 1, OwnerEntry("k", "theirs"), OwnerEntry("other", 1), epoch=7)
+    b.take([theirs])
+    assert [merge.status for merge in a.take([theirs])] == [MergeStatus.NEW]
+    assert a.store.contested
+    a.store.persisted(pending, NOW)
+    b.take(a.flush())
+    for store in (a.store, b.store):
+        assert store.knowledge()[a.id][0] == 8
+        assert store.owners() == [(a.id, "k", "pending"), (a.id, "other", 1)]
+        assert store.fleet("f", NOW) == "mine"
 
 
 def test_a_forged_branch_without_a_signature_does_not_quarantine() -> None:
@@ -402,7 +450,7 @@ def test_a_clock_set_back_between_two_runs_freezes_no_key() -> None:
     b.take(a.flush())
     back = NOW._replace(mono_s=1.0, wall_ms=NOW.wall_ms - 3_600_000)
     for high_water in (a.store.clock.high_water, 0):  # even with the mark lost
-        fresh = Replica(1, high_water=high_water)
+        fresh = Replica(1, epoch=2, high_water=high_water)
         for raw in a.journal:
             fresh.store.restore(raw, back)
         fresh.store.set_fleet("k", "after", back)
@@ -466,24 +514,23 @@ def test_a_write_beats_what_its_writer_could_read() -> None:
 # ---------------------------------------------------------------------- restarts
 
 
-def test_a_restart_restores_the_same_state_and_goes_on_counting() -> None:
+def test_a_restart_restores_the_same_state_and_writes_nothing_by_itself() -> None:
     a, b, _ = trio()
     for n in range(100):
         a.store.set_owner(f"k{n % 30}", n)
         a.store.add("s", n % 7)
         a.store.remove("s", n % 5)
         b.take(a.flush())
-    fresh = a.restarted()
+    fresh = a.restarted().restarted().restarted()
     assert reads(fresh.store) == reads(a.store)
     assert fresh.store.fingerprint() == a.store.fingerprint()
     assert fresh.store.commit(NOW) == []
-    for replica in (a, fresh):  # both continue in the same way
-        replica.store.set_owner("k1", "next")
-        replica.store.remove("s", 6)
-    assert [batch.version for batch in fresh.flush()] == [batch.version for batch in a.flush()]
-    statuses = {merge.status for merge in b.take(fresh.live())}
-    assert statuses <= {MergeStatus.NEW, MergeStatus.DUPLICATE}
+    fresh.store.set_owner("k1", "next")
+    fresh.store.remove("s", 6)
+    b.take(fresh.flush())
     assert b.store.fingerprint() == fresh.store.fingerprint()
+    assert b.store.owner(a.id, "k1") == "next"
+    assert reads(b.store) == reads(fresh.store) == reads(fresh.restarted().store)
 
 
 def test_the_live_part_of_a_journal_is_enough() -> None:
@@ -502,11 +549,11 @@ def test_a_batch_that_never_became_durable_is_forgotten() -> None:
     a.store.set_owner("k", "durable")
     b.take(a.flush())
     a.store.set_owner("k", "lost")
-    [lost] = a.store.commit(NOW)
+    a.store.commit(NOW)
     fresh = a.restarted()
+    assert fresh.store.owner(a.id, "k") == "durable"
     fresh.store.set_owner("k", "new")
     [new] = fresh.flush()
-    assert new.version == lost.version  # never sent, so never reused
     assert [merge.status for merge in b.take([new])] == [MergeStatus.NEW]
 
 
@@ -526,25 +573,96 @@ def test_commits_may_overtake_the_journal() -> None:
     assert a.store.complete
 
 
-def test_a_lost_journal_and_a_new_epoch_replace_the_old_log() -> None:
-    a, b, c = trio()
+def test_peers_give_back_what_a_lost_journal_held() -> None:
+    a, b, _ = trio()
+    b.store.add("s", "gone")
+    a.take(b.flush())
     for n in range(40):
-        a.store.set_owner(f"old{n}", n)
+        a.store.set_owner(f"k{n}", n)
+        a.store.set_fleet(f"f{n}", n, NOW)
         a.store.add("s", n)
         b.take(a.flush())
-    reborn = Replica(1, epoch=2)
-    reborn.meet([b, c])
-    assert {merge.status for merge in reborn.take(b.store.live_batches(a.id))} == {
-        MergeStatus.STALE
-    }
-    reborn.store.set_owner("new", 1)
-    reborn.store.add("s", "new")
-    [merge] = b.take(reborn.flush())
-    assert merge.status is MergeStatus.NEW
-    assert len(merge.changes) == 42
-    assert reads(b.store) == reads(reborn.store)
-    assert b.store.fingerprint() == reborn.store.fingerprint()
+    a.store.delete_owner("k0")
+    a.store.remove("s", "gone")
+    a.store.remove("s", 7)
+    state = reads(a.store)
+    b.take(a.flush())
+    state = reads(a.store)
+    reborn = a.restarted(journal=[])
+    reborn.meet([b])
+    exchange([b, reborn])
+    assert reborn.store.fingerprint() == b.store.fingerprint()
+    b.take(reborn.flush())  # even with nothing to say: the journal has to hold it again
+    assert reads(b.store) == reads(reborn.store) == state
+    assert b.store.knowledge()[a.id][0] == reborn.store.epoch
     assert {merge.status for merge in b.take(a.live())} == {MergeStatus.STALE}
+    assert {merge.status for merge in reborn.take(a.live())} == {MergeStatus.STALE}
+    again = reborn.restarted()
+    again.meet([b])
+    exchange([b, again])
+    assert reads(again.store) == state
+    assert not again.store.contested
+
+
+def test_an_epoch_begins_after_all_that_peers_know() -> None:
+    a, b, _ = trio()
+    a.store.set_owner("k", 1)
+    a.flush()
+    later_life = a.restarted().restarted()
+    later_life.store.set_owner("k", 2)
+    b.take(later_life.flush())
+    image = a.restarted()  # of the first life, with a clock that is behind
+    image.meet([b])
+    image.take(b.store.live_batches(a.id))
+    assert image.store.owner(a.id, "k") == 2
+    image.store.set_owner("new", 1)
+    assert {merge.status for merge in b.take(image.flush())} == {MergeStatus.NEW}
+    assert reads(b.store) == reads(image.store)
+    assert not image.store.contested
+
+
+def test_a_new_epoch_replaces_the_old_log_as_one() -> None:
+    a, b, c = trio()
+    for n in range(60):
+        a.store.set_owner(f"k{n}", "v" * 40)
+        batches = a.flush()
+        b.take(batches), c.take(batches)
+    fresh = a.restarted()
+    fresh.store.set_owner("k1", "next")
+    batches = fresh.flush()
+    assert len(batches) > 3
+    changes = [change for merge in b.take(batches) for change in merge.changes]
+    assert changes == [Change("owner", "k1", a.id)]
+    changes = [change for merge in c.take(batches[::-1]) for change in merge.changes]
+    assert changes == [Change("owner", "k1", a.id)]
+    # A crash in between leaves both, in the journal and everywhere else.
+    d = Replica(4)
+    d.meet([a])
+    d.take([*a.live(), batches[1].raw])
+    assert len(d.store.owners()) == 60
+    assert not d.store.complete
+    half = a.restarted(journal=a.live()).restarted(journal=[*a.live(), batches[0].raw])
+    half.store.set_owner("k2", "after")
+    d.take(half.flush())
+    assert d.store.complete
+    assert d.store.owner(a.id, "k2") == "after"
+    assert len(d.store.owners()) == 60
+
+
+def test_a_log_that_is_never_complete_keeps_only_so_much() -> None:
+    a, b, _ = trio()
+    for n in range(2, 1000):
+        raw = encode_batch(
+            a.id,
+            1,
+            2 * n,
+            ((2 * n - 1, 2 * n),),
+            [encode_entry(OwnerEntry(f"k{n}", n))],
+            a.private.sign,
+        )
+        b.take([raw])
+    assert len(b.store.owners()) <= 2 * MAX_LIVE + 2
+    assert b.store.knowledge()[a.id][:2] == (1, 1998)
 
 
 def test_a_kept_journal_is_carried_into_a_new_epoch() -> None:
@@ -554,13 +672,14 @@ def test_a_kept_journal_is_carried_into_a_new_epoch() -> None:
         a.store.set_fleet(f"f{n}", n, NOW)
         a.store.add("s", n)
         b.take(a.flush())
-    state = reads(a.store)
-    fresh = a.restarted(epoch=2)
-    assert reads(fresh.store) == state
+    fresh = a.restarted()
+    assert reads(fresh.store) == reads(a.store)
+    fresh.store.set_owner("k0", "next")
+    a.store.set_owner("k0", "next")
+    a.flush()
     b.take(fresh.flush())
-    assert fresh.live()
     for store in (fresh.store, b.store):
-        assert reads(store) == state
+        assert reads(store) == reads(a.store)
         assert store.knowledge()[a.id][0] == 2
         assert store.complete
     assert b.store.fingerprint() == fresh.store.fingerprint()
@@ -571,8 +690,7 @@ def test_an_older_journal_is_completed_by_peers() -> None:
     for n in range(6):
         a.store.set_owner(f"k{n}", n)
         b.take(a.flush())
-    a.journal = a.journal[:3]
-    fresh = a.restarted()
+    fresh = a.restarted(journal=a.journal[:3])
     fresh.meet([b])
     fresh.take(b.store.live_batches(a.id))
     assert fresh.store.fingerprint() == b.store.fingerprint()
@@ -590,11 +708,11 @@ def test_a_foreign_or_damaged_journal_is_refused() -> None:
     [batch] = a.flush()
     for raw in (batch.raw[:-1] + bytes([batch.raw[-1] ^ 1]), batch.raw[:50]):
         with pytest.raises(DecodeError):
-            Replica(1).store.restore(raw, NOW)
+            Replica(1, epoch=2).store.restore(raw, NOW)
     with pytest.raises(DecodeError, match="this node"):
         b.store.restore(batch.raw, NOW)
     with pytest.raises(ValueError, match="epoch 2"):
-        Replica(1).store.restore(forge(a, 1, epoch=2), NOW)
+        Replica(1, epoch=2).store.restore(forge(a, 1, epoch=2), NOW)
     with pytest.raises(ValueError, match="public key"):
         Store(
             b.id, epoch=1, sign=a.private.sign, verify=verify, public_key=a.key, clock=HybridClock()

@@ -48,6 +48,8 @@ def test_a_request_is_accepted_once() -> None:
     assert refusal(verifier, header) == "replay"
     with pytest.raises(PeerAuthError, match="replay"):
         verifier.accept(claim, BODY)
+    with pytest.raises(PeerAuthError, match="replay"):
+        verifier.check("POST", PATH, header)  # before its body may keep anybody waiting
 
 
 def test_late_requests_are_accepted_within_the_window_only() -> None:

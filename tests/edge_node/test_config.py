@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crdt.codec import encode_value
 from edge_node import config as configuration
+from edge_node.cameras.agents import AgentSpec
 from edge_node.config import Address, Config, ConfigError, load, needs_restart
 from edge_node.fields import parse_address
 from edge_node.toml_source import locate
@@ -98,6 +100,9 @@ CAMERA = '[[camera]]\nname = "a"\nsource = "a.mp4"\n'
         (CAMERA + "fps = nan", "[[camera]] fps: nan is out of range; use 0.1 to 120 frames/s"),
         (CAMERA + "criticality = 4", "[[camera]] criticality: 4 is out of range; use 1 to 3"),
         (CAMERA + "deadline_ms = 1.5", "expected an integer, got a number; correct it"),
+        (CAMERA + "noise_sigma = 41", "node.toml:4: [[camera]] noise_sigma: 41 is out of range"),
+        ("[[camera]]\nname='b'\nsource='http://h/" + "x" * 392 + "'", "node.toml:3: [[camera]] s"),
+        ("[[camera]]\nname='b'\nsource='rtsp:cam'", 'names no host; write "rtsp://HOST/..."'),
         (CAMERA + "loop = 1", "[[camera]] loop: expected a boolean, got an integer"),
         (CAMERA + CAMERA, 'node.toml:5: [[camera]] name: "a" is the name of another camera'),
         ("[[camera]]\nname = 'a'", "node.toml:1: [[camera]] source: is missing; give the camera"),
@@ -131,6 +136,37 @@ def test_a_mistake_is_named_with_its_line_and_its_cure(
     assert expected in only
     assert re.match(r"node\.toml:\d+: ", only)
     assert "; " in only
+
+
+def test_every_camera_that_is_accepted_can_be_opened_and_published(folder: Path) -> None:
+    longest = "http://h/" + "é" * 195 + "x"
+    assert len(longest.encode()) == 400
+    text = f'[[camera]]\nname = "{"n" * 64}"\nsource = "{longest}"\nnoise_sigma = 40\n'
+    (camera,) = read(folder, text + "fps = 0.1\ndeadline_ms = 60000").cameras
+    spec = AgentSpec(
+        name=camera.name,
+        home=bytes(16),
+        source=camera.source,
+        fps=camera.fps,
+        model="m" * 64,
+        deadline_ms=camera.deadline_ms,
+        tier=camera.criticality,
+        loop=camera.loop,
+        noise_sigma=camera.noise_sigma,
+        takeover=camera.takeover,
+        since_ms=1 << 45,
+    )
+    assert AgentSpec.from_record(spec.name, spec.home, spec.record()).camera().noise_sigma == 40
+    assert len(encode_value(spec.record())) + len(f"agent/{spec.name}") <= 690
+    message = refusals(folder, text.replace('x"', 'xx"'))[0]
+    assert "is 401 bytes long, at most 400 fit" in message
+
+
+def test_a_wrong_broker_address_does_not_tell_its_password(folder: Path) -> None:
+    (only,) = refusals(folder, "[output]\nmqtt = 'mqtt://me:se/cret@h:1/x'")
+    assert "mqtt://***@h:1/x" in only
+    assert "%2F" in only
+    assert "cret" not in only
 
 
 def test_all_mistakes_are_named_at_once(folder: Path) -> None:

@@ -6,11 +6,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 
+from edge_node.cameras.address import public_address
 from edge_node.cameras.sources import is_live, open_source
 from models.images import Pixels, encode_jpeg
 from models.wire import CameraSpec
@@ -311,3 +315,163 @@ def test_a_refused_stream_is_retried_with_the_reason() -> None:
         port = listener.getsockname()[1]
     reason = Watched().until(CameraSpec("a", f"rtsp://127.0.0.1:{port}/1", fps=10), "retrying")
     assert "refused" in reason
+
+
+def test_motion_jpeg_at_any_rate_is_shown_at_that_rate(watched: Watched) -> None:
+    server = MjpegServer([encode_jpeg(marked(i)) for i in range(30)], rate=12)
+    try:
+        frames = 0
+        for _ in open_source(
+            CameraSpec("a", server.address, fps=10), watched.stop, watched._on_state
+        ):
+            frames += 1
+            if len(watched.states) > 1:
+                break
+            if frames == 15:
+                break
+    finally:
+        server.close()
+    assert frames == 15  # of at most 25 in 2.5 s, not one a second
+    assert watched.states == [("running", "")]
+
+
+class TransportServer:
+    """Serve pieces of an MPEG transport stream over HTTP, each in its time, then nothing more."""
+
+    def __init__(self, pieces: list[tuple[bytes, float]]) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}/live.ts"
+        self._pieces = pieces
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        try:
+            peer, _ = self._listener.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: video/mp2t\r\n\r\n")
+                for data, seconds in self._pieces:
+                    steps = max(1, round(seconds / 0.05))
+                    size = len(data) // steps + 1
+                    for start in range(0, len(data), size):
+                        peer.sendall(data[start : start + size])
+                        time.sleep(seconds / steps)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def transport(path: Path, start_s: float, seconds: float, fps: int = 20) -> bytes:
+    """Return a transport stream whose clock begins at `start_s`."""
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream: Any = container.add_stream("mpeg4", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 320, 192, "yuv420p"
+        stream.gop_size = 1
+        for index in range(round(seconds * fps)):
+            frame = av.VideoFrame.from_ndarray(picture(seed=index), format="bgr24")
+            frame.pts, frame.time_base = round(start_s * fps) + index, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("starts_s", "paced"), [((1000.0, 10.0, 5000.0), False), ((1000.0, 1001.6), True)]
+)
+def test_a_live_camera_whose_clock_jumps_goes_on(
+    tmp_path: Path, watched: Watched, starts_s: tuple[float, ...], paced: bool
+) -> None:
+    seconds = 2.0 if paced else 3.0  # the paced one steps back by .4 s
+    data = [transport(tmp_path / f"{start_s}.ts", start_s, seconds) for start_s in starts_s]
+    server = TransportServer([(piece, seconds if paced else 0.0) for piece in data])
+    frames = 0
+    try:
+        spec = CameraSpec("a", server.address, fps=10)
+        for _ in open_source(spec, watched.stop, lambda state, _: _stop_at(watched, state)):
+            frames += 1
+    finally:
+        server.close()
+    wanted = 10 * seconds * len(starts_s)
+    assert 0.7 * wanted <= frames <= wanted + len(starts_s)
+
+
+def _stop_at(watched: Watched, state: str) -> None:
+    if state == "retrying":
+        watched.stop.set()
+
+
+SECRETS = ("admin", "s3", "cr", "et@", "abc", "tok3n")
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("rtsp://admin:s3cret@10.0.0.9:554/1", "rtsp://***@10.0.0.9:554/1"),
+        ("rtsp://admin:s3/cr@et@10.0.0.9/x", "rtsp://***@10.0.0.9/x"),
+        ("rtsps:admin:s3cret@cam", "rtsps:***@cam"),
+        ("http://cam/x.mjpg?token=tok3n&res=abc", "http://cam/x.mjpg?token=***&res=***"),
+        ("http://cam/x?tok3n", "http://cam/x?***"),
+        ("http://cam/x?mail=admin@abc", "http://***"),
+        ("rtsp://admin:s3?cr@cam/1", "rtsp://***"),
+        ("rtsp://cam/user=admin&password=s3/cr&channel=1", "rtsp://cam/user=***&password=***&"),
+        ("rtsp://10.0.0.9:554/stream/1", "rtsp://10.0.0.9:554/stream/1"),
+        ("/data/a@b=c?d.mp4", "/data/a@b=c?d.mp4"),
+        ("v4l2:/dev/video0", "v4l2:/dev/video0"),
+        ("generated:1", "generated:1"),
+    ],
+)
+def test_an_address_is_shown_without_what_opens_it(source: str, shown: str) -> None:
+    assert public_address(source).startswith(shown)
+    assert "://" not in source or not any(secret in public_address(source) for secret in SECRETS)
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http", "tcp"])
+def test_what_is_reported_holds_no_password(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    source = f"{scheme}://admin:s3/cr@et@127.0.0.1:{port}/x?token=tok3n"
+    reason = Watched().until(CameraSpec("a", source, fps=10), "retrying")
+    assert f"{scheme}://***@127.0.0.1:{port}/x?token=***" in reason
+    assert not any(secret in reason for secret in SECRETS)
+
+
+def test_a_source_opens_nothing_but_its_own_protocols() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.2)
+        source = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        reason = Watched().until(CameraSpec("a", source, fps=10), "retrying")
+        assert "cameras are reached by rtsp, rtsps, http, https" in reason
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
+def test_a_description_from_a_web_server_opens_no_other_ports() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1] & ~1
+    session = (
+        "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=t\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
+        f"m=video {port} RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
+    ).encode()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    peer, _ = listener.accept()
+                except OSError:
+                    return
+                with peer:
+                    peer.recv(4096)
+                    peer.sendall(
+                        b"HTTP/1.0 200 OK\r\nContent-Type: application/sdp\r\n"
+                        b"Content-Length: %d\r\n\r\n%s" % (len(session), session)
+                    )
+
+        threading.Thread(target=serve, daemon=True).start()
+        source = f"http://127.0.0.1:{listener.getsockname()[1]}/s.sdp"
+        reason = Watched().until(CameraSpec("a", source, fps=10), "retrying")
+        listener.shutdown(socket.SHUT_RDWR)
+    assert "Invalid data" in reason  # it waited for no packets

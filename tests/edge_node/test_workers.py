@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
+import logging
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +126,14 @@ async def idle(worker: WorkerHandle) -> None:
             await asyncio.sleep(0.01)
 
 
+async def is_kept(worker: WorkerHandle, agent: str, frame: int) -> bool:
+    try:
+        await worker.encode_frame(agent, frame, 160)
+    except Shed as shed:
+        return shed.reason != "frame gone"
+    return True
+
+
 def test_from_camera_to_answer(tmp_path: Path) -> None:
     clip = still_clip(tmp_path / "c.mp4")
 
@@ -155,8 +167,13 @@ def test_from_camera_to_answer(tmp_path: Path) -> None:
             with pytest.raises(Shed, match="frame gone"):
                 await worker.infer_frame("gate", frame.frame, LARGE.digest, later(5), 1)
             await worker.close_camera("gate")
-            with pytest.raises(Shed, match="frame gone"):
-                await worker.encode_frame("gate", 0, 160)
+            # Frames under way still end; a moment later they are gone.
+            kept = numbers[-2]
+            answer = await worker.infer_frame("gate", kept, LARGE.digest, later(5), 1)
+            assert answer.digest == LARGE.digest
+            async with asyncio.timeout(PATIENCE_S):
+                while await is_kept(worker, "gate", kept):
+                    await asyncio.sleep(0.05)
             held = [event for event in one.events if isinstance(event, CacheHolding)]
             assert held == [
                 CacheHolding("gate", LARGE.digest, True),
@@ -414,6 +431,208 @@ def test_stop_lets_work_under_way_end_and_refuses_new() -> None:
                 await one.handle.infer_image("a", jpegs[0], SMALL.digest, later(5), 2)
             assert gone(pid)
             assert [event for event in one.events if isinstance(event, WorkerDied)] == []
+
+    run(test)
+
+
+def test_a_worker_that_does_not_read_sheds_frames_and_nothing_else(tmp_path: Path) -> None:
+    clip = moving_clip(tmp_path / "c.mp4")
+
+    async def test() -> None:
+        async with bench(SMALL, hang_s=60.0) as one:
+            worker = one.handle
+            await worker.open_camera(CameraSpec("a", str(clip), fps=10), SMALL.digest)
+            await one.frame()
+            pid = worker.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            flood = [
+                asyncio.create_task(
+                    worker.infer_image("x", bytes(1 << 20), SMALL.digest, later(20), 2)
+                )
+                for _ in range(12)
+            ]
+            await asyncio.sleep(0)
+            with pytest.raises(Shed, match="queue full"):
+                await worker.infer_frame("a", 0, SMALL.digest, later(5), 2)
+            with pytest.raises(Shed, match="queue full"):
+                await worker.encode_frame("a", 0, 160)
+            control: list[Awaitable[object]] = [
+                worker.load(LARGE),
+                worker.use("a", SMALL.digest),
+                worker.open_camera(CameraSpec("b", str(clip), fps=10), SMALL.digest),
+                worker.close_camera("a"),
+                worker.export_cache("a", SMALL.digest),
+                worker.import_cache("a", SMALL.digest, b"junk"),
+                worker.unload("0" * 64),
+            ]
+            asked = asyncio.gather(*control)
+            worker.drop_frame("a", 0)
+            await asyncio.sleep(0.05)
+            assert not asked.done()
+            os.kill(pid, signal.SIGCONT)
+            assert await asked == [None] * 5 + [False, None]
+            assert worker.loaded == {SMALL.digest, LARGE.digest}
+            frame = await one.frame()
+            while frame.agent != "b":
+                frame = await one.frame()
+            await asyncio.gather(*flood, return_exceptions=True)
+
+    run(test)
+
+
+def test_a_control_call_to_a_worker_that_dies_meanwhile_is_made_good(tmp_path: Path) -> None:
+    clip = moving_clip(tmp_path / "c.mp4")
+
+    async def test() -> None:
+        async with bench(SMALL, LARGE) as one:
+            worker = one.handle
+            spec = CameraSpec("first", str(clip), fps=10)
+            await worker.open_camera(spec, SMALL.digest)
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            await one.until(WorkerDied)
+            await worker.use("first", LARGE.digest)
+            await worker.close_camera("nobody")
+            opened: list[str] = []
+            turn = 0
+            async with asyncio.timeout(PATIENCE_S):  # all the while its successor is being told
+                while not worker.alive:
+                    await asyncio.sleep(0.02)
+                    turn += 1
+                    opened.append(f"a{turn}")
+                    again = dataclasses.replace(spec, agent=opened[-1])
+                    await worker.open_camera(again, SMALL.digest)
+                    await worker.close_camera(opened.pop(0) if turn > 3 else "nobody")
+            while not one.frames.empty():
+                one.frames.get_nowait()
+            seen = set()
+            async with asyncio.timeout(PATIENCE_S):
+                while not seen >= {"first", *opened}:
+                    seen.add((await one.frames.get()).agent)
+            assert seen == {"first", *opened}
+
+    run(test)
+
+
+def test_loading_on_a_worker_that_is_down_is_refused_at_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(SMALL) as one:
+            assert one.handle.loaded == {SMALL.digest}
+            assert one.handle.pid is not None
+            os.kill(one.handle.pid, signal.SIGKILL)
+            await one.until(WorkerDied)
+            for model in (SMALL, LARGE):
+                with pytest.raises(ModelError, match="worker cpu0 is not up"):
+                    await one.handle.load(model)
+            assert one.handle.loaded == frozenset()
+            assert one.handle.service_ms == {}
+            await one.until(WorkerReady, count=2)
+            assert one.handle.loaded == {SMALL.digest}
+
+    run(test)
+
+
+def test_a_model_lost_with_its_worker_is_seen_and_can_be_loaded_again(tmp_path: Path) -> None:
+    clip = still_clip(tmp_path / "c.mp4")
+    path = tmp_path / "small.onnx"
+    shutil.copy(SMALL.path, path)
+    model = dataclasses.replace(SMALL, path=str(path))
+
+    async def test() -> None:
+        async with bench(model, LARGE) as one:
+            worker = one.handle
+            await worker.open_camera(CameraSpec("a", str(clip), fps=10), model.digest)
+            before = (await one.frame()).frame
+            path.unlink()
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            await one.until(WorkerReady, count=2)
+            assert worker.loaded == {LARGE.digest} == set(worker.service_ms)
+            frame = await one.frame()
+            while frame.frame <= before:
+                frame = await one.frame()
+            with pytest.raises(ModelError, match="no model with digest"):
+                await worker.infer_frame("a", frame.frame, model.digest, later(5), 2)
+            shutil.copy(SMALL.path, path)
+            await worker.load(model)
+            assert worker.loaded == {LARGE.digest, model.digest}
+            async with asyncio.timeout(PATIENCE_S):
+                while not frame.reusable:  # the camera uses it again by itself
+                    frame = await one.frame()
+                    await worker.infer_frame("a", frame.frame, model.digest, later(5), 2)
+
+    run(test)
+
+
+def test_supervision_survives_a_lack_of_descriptors() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def test() -> None:
+        async with bench(SMALL) as one:
+            assert one.handle.pid is not None
+            os.kill(one.handle.pid, signal.SIGKILL)
+            await one.until(WorkerDied)
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (4, before[1]))
+                died = (await one.until(WorkerDied, count=2))[1]
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            assert "Too many open files" in died.reason  # type: ignore[union-attr]
+            await one.until(WorkerReady, count=2)
+            assert one.handle.loaded == {SMALL.digest}
+
+    run(test)
+
+
+def test_a_fault_of_ours_in_supervision_is_said_and_retried(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        one = Bench()
+        one.handle.spec = dataclasses.replace(one.handle.spec, device=b"0")  # type: ignore[arg-type]
+        await one.handle.start()
+        try:
+            died = await one.until(WorkerDied, count=2)
+            assert "its supervision failed: TypeError" in died[0].reason  # type: ignore[union-attr]
+        finally:
+            await one.handle.stop(0.0)
+
+    run(test)
+    assert any(record.levelno == logging.CRITICAL for record in caplog.records)
+
+
+def test_frame_numbers_ascend_however_often_a_camera_is_reopened(tmp_path: Path) -> None:
+    clip = moving_clip(tmp_path / "c.mp4")
+
+    async def test() -> None:
+        async with bench(SMALL) as one:
+            numbers: list[int] = []
+            for turn in range(12):
+                spec = CameraSpec("a", str(clip), fps=120, seed=turn)
+                await one.handle.open_camera(spec, SMALL.digest)
+                async with asyncio.timeout(PATIENCE_S):
+                    numbers += [(await one.frames.get()).frame for _ in range(3)]
+                if turn % 4 == 3:
+                    await one.handle.close_camera("a")
+            assert all(low < high for low, high in itertools.pairwise(numbers))
+
+    run(test)
+
+
+def test_what_the_queue_and_the_ladder_did_is_told(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(SMALL, heartbeat_s=0.05) as one:
+            jpeg = encode_jpeg(picture())
+            for _ in range(4):
+                await one.handle.infer_image("a", jpeg, SMALL.digest, later(5), 2)
+            async with asyncio.timeout(PATIENCE_S):
+                while one.handle.ladder_counts.get("full") != 1:
+                    await asyncio.sleep(0.01)
+                while one.handle.ladder_counts.get("same") != 3:
+                    await asyncio.sleep(0.01)
+            assert one.handle.cache_bytes > 0
+            assert one.handle.shed_counts == {}
 
     run(test)
 

@@ -20,6 +20,8 @@ from gossip.codec import (
 )
 from gossip.messages import (
     PAGE_ENTRIES,
+    Announce,
+    Claim,
     Knowledge,
     Message,
     Payload,
@@ -116,11 +118,25 @@ def test_malformed_is_a_decode_error(payload: bytes) -> None:
         decode_payload(payload)
 
 
-@pytest.mark.parametrize("host", ["", "a" * 65, "nül", "a\nb", b"bytes", 7])
+NO_HOSTS = [
+    *["", "a" * 65, "nül", "a\nb", b"bytes", 7, 3232235777, "router.example", "localhost"],
+    *["0.0.0.0", "::", "224.0.0.1", "ff02::1", "fe80::1%eth0", "10.0.0.256", "10.1", "010.0.0.1"],
+    *["2001:DB8::1", "2001:db8:0::1", "::ffff:10.0.0.1", "::ffff:a00:1", "[::1]", " 10.0.0.1"],
+]
+
+
+@pytest.mark.parametrize("host", NO_HOSTS)
 def test_malformed_hosts(host: object) -> None:
     claim = (bytes(32), 1, host, 7946, False, bytes(64))
     with pytest.raises(DecodeError):
         decode_payload(b"\0" + msgpack.packb([[5, claim, False]]))
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "127.0.0.1", "::1", "2001:db8::1", "fe80::1"])
+def test_addresses_are_hosts(host: str) -> None:
+    claim = (bytes(32), 1, host, 7946, False, bytes(64))
+    messages, _ = decode_payload(b"\0" + msgpack.packb([[5, claim, False]]))
+    assert messages == [Announce(Claim(*claim), False)]
 
 
 plain = st.recursive(

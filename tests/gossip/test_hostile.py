@@ -6,9 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.codec import encode_message, join_messages
-from gossip.events import Transmit
+from crdt.clock import HybridClock
+from crdt.codec import encode_batch, encode_entry
+from crdt.entries import OwnerEntry
+from crdt.store import Store
+from gossip.codec import decode_payload, encode_message, join_messages
+from gossip.config import GossipConfig
+from gossip.events import Address, MemberSuspect, Transmit
+from gossip.handshake import Established, Handshake
 from gossip.messages import (
+    MAX_INCARNATION,
     Ack,
     Announce,
     Claim,
@@ -25,7 +32,7 @@ from gossip.messages import (
     VolatileState,
     make_claim,
 )
-from gossip.sealing import Identity
+from gossip.sealing import Identity, parse_header, verify
 from simnet.world import Host, World
 from tests.gossip.examples import OTHER
 
@@ -197,13 +204,9 @@ def test_forged_claims_and_batches_change_nothing() -> None:
 
 def test_fork_is_proved_to_all_and_silences_its_author() -> None:
     stage = Stage()
-    twin = World(99)
-    copy = twin.add("copy")
-    copy.identity = stage.two.identity
-    copy.start()
-    copy.set_owner("key", "something else")
-    twin.run(1)
-    raw = copy.store.live_batches(copy.node_id)[0]
+    two = stage.two
+    entry = encode_entry(OwnerEntry("key", "something else"))
+    raw = encode_batch(two.node_id, two.store.epoch, 1, ((1, 1),), [entry], two.identity.sign)
     stage.send(join_messages([encode_message(Payload(raw, b""))]))
     assert stage.one.running.counters["batches_forked"] == 1
     assert stage.one.store.owner(stage.two.node_id, "key") is None
@@ -218,6 +221,239 @@ def test_suspicion_spread_by_a_liar_is_refuted() -> None:
         stage.send(join_messages([encode_message(rumour)]))
         stage.world.run(4)
         assert stage.world.all_live()
+
+
+def test_liar_with_a_huge_incarnation_moves_nobody() -> None:
+    stage = Stage()
+    victim = stage.three
+    for host in (stage.one, stage.three):
+        link = stage.two.running._links.get(host.node_id)
+        assert link is not None
+        rumour = Suspect(victim.node_id, MAX_INCARNATION, stage.two.node_id)
+        stage.two.running._suspicion.tell(link, rumour, victim.node_id)
+    stage.two.running.handle_timer(stage.two.now())
+    stage.two.drain()
+    stage.world.run(0.5)
+    assert stage.world.all_live(), "nobody doubts what the victim never claimed"
+    assert victim.running.incarnation == 1
+    stage.world.network.faults.silent.add(victim.name)
+    stage.world.run(12)
+    stage.world.network.heal()
+    stage.world.run_until(stage.world.all_live, 60)
+    victim.crash()
+    stage.world.run(10)
+    victim.start()
+    stage.world.run_until(stage.world.all_live, 20)
+    assert victim.running.incarnation < 10
+
+
+def test_older_claim_is_answered_with_the_newer() -> None:
+    stage = Stage()
+    stage.three.crash()
+    stage.three.start()
+    stage.world.run(5)
+    newer = stage.three.running._members.own
+    old = make_claim(stage.three.identity, newer.incarnation - 1, stage.three.address)
+    link = stage.two.running._links.get(stage.one.node_id)
+    assert link is not None
+    data = link.channel.seal(join_messages([encode_message(Announce(old, False))]))[1]
+    stage.one.running.receive_datagram(data, stage.two.address, stage.one.now())
+    answers: list[Message] = []
+    while (output := stage.one.running.poll()) is not None:
+        assert isinstance(output, Transmit)
+        counter = parse_header(output.data)[3]
+        answers += decode_payload(link.channel.open(output.data, counter))[0]
+    assert Announce(newer, False) in answers
+
+
+def meet(host: Host, party: Handshake, address: Address) -> Established:
+    """Let whoever holds the secret make a link to a host."""
+    world, replies = host.world, []
+    world.tap = lambda _, output: replies.append(output)
+    host.receive(party.hello(host.address, host.now()), address)
+    challenge = next(output.data for output in replies if output.addr == address)
+    confirm, made = party.receive(challenge, host.address, host.now(), {}.get)
+    assert confirm is not None
+    assert made is not None
+    host.receive(confirm, address)
+    world.tap = None
+    return made
+
+
+def say(host: Host, made: Established, address: Address, *messages: Message) -> None:
+    """Send messages over a link made by `meet`."""
+    data = made.channel.seal(join_messages([encode_message(one) for one in messages]))[1]
+    host.receive(data, address)
+
+
+FLEET = b"the fleet's own secret"
+ELSEWHERE = ("10.6.6.6", 6)
+
+
+def test_claiming_another_nodes_boot_takes_nothing_from_it() -> None:
+    stage = Stage()
+    link = stage.one.running._links.get(stage.three.node_id)
+    assert link is not None
+    meet(stage.one, Handshake(OTHER, FLEET, link.boot, None), ELSEWHERE)
+    stage.world.run(0.5)
+    assert stage.one.running._links.at_index(link.channel.local) is link
+    meet(stage.one, Handshake(OTHER, FLEET, bytes(16), None), ELSEWHERE)
+    stage.world.network.partition(["n0"], ["n1", "n2"])  # so that they meet again
+    stage.world.run(30)
+    stage.world.network.heal()
+    stage.world.run_until(stage.world.all_live, 60)
+    assert "dropped_handshake" not in drops(stage.one)
+
+
+def test_replays_after_leaving_do_not_shut_the_next_boot_out() -> None:
+    world = World(3)
+    one, two = world.fleet(2)
+    world.run(5)
+    two.crash()
+    world.run(25)
+    recorded: list[Transmit] = []
+    world.tap = lambda source, output: recorded.append(output) if source is two else None
+    two.start()
+    world.run(2)
+    assert world.all_live()
+    handshakes = [output.data for output in recorded if output.data[0] & 15 == 1]
+    assert len(handshakes) >= 2
+    two.running.leave(two.now())
+    two.drain()
+    world.run(1.5)
+    two.crash()
+    for data in handshakes:  # before the next boot is there ...
+        one.receive(data, two.address)
+    assert one.running._links.get(two.node_id) is None
+    two.start()
+    world.run(3)
+    for data in handshakes:  # ... and after
+        one.receive(data, two.address)
+    world.run(60)
+    assert world.all_live()
+    assert len(two.running.members()) == 2
+
+
+def claim(identity: Identity, incarnation: int, *, left: bool = False) -> Announce:
+    return Announce(make_claim(identity, incarnation, ELSEWHERE, left=left), False)
+
+
+def test_boot_that_left_stays_out_and_the_next_one_does_not() -> None:
+    stage = Stage()
+    old, new = (Handshake(OTHER, FLEET, bytes([n]) * 16, None) for n in (1, 2))
+    made = meet(stage.one, old, ELSEWHERE)
+    say(stage.one, made, ELSEWHERE, claim(OTHER, 1), claim(OTHER, 2, left=True))
+    stage.world.run(0.1)
+    after = meet(stage.one, new, ELSEWHERE)  # it restarts at once, and its claim comes late
+    stage.world.run(1.5)
+    say(stage.one, after, ELSEWHERE, claim(OTHER, 3))
+    assert [
+        view.state for view in stage.one.running.members() if view.node_id == OTHER.node_id
+    ] == ["alive"]
+    say(stage.one, after, ELSEWHERE, claim(OTHER, 4, left=True))
+    stage.world.run(1.5)
+    for party in (old, new):
+        meet(stage.one, party, ELSEWHERE)
+        assert stage.one.running._links.get(OTHER.node_id) is None
+
+
+def test_link_without_a_claim_is_closed() -> None:
+    stage = Stage()
+    for index in range(5):
+        identity = Identity.from_private_bytes(bytes([index]) * 32)
+        meet(stage.one, Handshake(identity, FLEET, bytes(16), None), ("10.6.6.6", index + 1))
+    assert len(stage.one.running._links) == 7
+    stage.world.run(11)
+    assert len(stage.one.running._links) == 2
+    assert stage.one.running._links.get(stage.two.node_id) is not None
+
+
+def test_one_member_brings_a_bounded_number_of_strangers_and_calls() -> None:
+    stage = Stage()
+    called = 0
+    for index in range(600):
+        stranger = Identity.from_private_bytes(index.to_bytes(32, "big"))
+        data = encode_message(Announce(make_claim(stranger, 1, ("203.0.113.7", index)), False))
+        link = stage.two.running._links.get(stage.one.node_id)
+        assert link is not None
+        sealed = link.channel.seal(join_messages([data]))[1]
+        stage.one.running.receive_datagram(sealed, stage.two.address, stage.one.now())
+        while (output := stage.one.running.poll()) is not None:
+            called += isinstance(output, Transmit) and output.addr[0] == "203.0.113.7"
+    assert len(stage.one.running.members()) == 3 + 256
+    assert called == 128
+    assert drops(stage.one)["dropped_strangers"] == 600 - 256
+    stage.world.now_s += 1  # time brings new tokens
+    stage.send(join_messages([encode_message(claim(OTHER, 1))]))
+    assert OTHER.node_id in {view.node_id for view in stage.one.running.members()}
+
+
+def test_what_a_peer_says_of_itself_is_not_counted_against_it() -> None:
+    stage = Stage()
+    made = meet(stage.one, Handshake(OTHER, FLEET, bytes(16), None), ELSEWHERE)
+    for index in range(300):
+        stranger = Identity.from_private_bytes(index.to_bytes(32, "big"))
+        say(stage.one, made, ELSEWHERE, claim(stranger, 1))
+    say(stage.one, made, ELSEWHERE, claim(OTHER, 1))
+    assert drops(stage.one)["dropped_strangers"] == 300 - 256
+    assert OTHER.node_id in {view.node_id for view in stage.one.running.members()}
+
+
+def test_one_member_brings_a_bounded_number_of_keys() -> None:
+    stage = Stage()
+    before = len(stage.one.store.knowledge())
+    for index in range(300):
+        stranger = Identity.from_private_bytes(index.to_bytes(32, "big"))
+        origin = stranger.node_id
+        sign, key = stranger.sign, stranger.public_key
+        clock = HybridClock()
+        store = Store(origin, epoch=1, sign=sign, verify=verify, public_key=key, clock=clock)
+        store.set_owner("key", index)
+        raw = store.commit(stage.one.now())[0].raw
+        stage.send(join_messages([encode_message(Payload(raw, key))]))
+    assert len(stage.one.store.knowledge()) == before + 256
+
+
+def test_members_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    monkeypatch.setattr("gossip.members.MAX_MEMBERS", 3)
+    for index in range(5):
+        stranger = Identity.from_private_bytes(bytes([index]) * 32)
+        stage.send(join_messages([encode_message(claim(stranger, 1))]))
+    assert len(stage.one.running._members.live()) == 3
+    assert drops(stage.one)["dropped_members_full"] == 4
+
+
+def test_only_the_target_answers_for_a_relayed_probe() -> None:
+    stage = Stage()
+    stage.world.network.faults.silent.add("n2")
+    stage.send(join_messages([encode_message(PingRequest(7, stage.three.node_id))]))
+    relays = stage.one.running._probing._relays
+    number = next(iter(relays))
+    stage.send(join_messages([encode_message(Ack(number, bytes(16), bytes(8), 0))]))
+    assert number in relays
+    link = stage.three.running._links.get(stage.one.node_id)
+    assert link is not None
+    ack = join_messages([encode_message(Ack(number, bytes(16), bytes(8), 0))])
+    data = link.channel.seal(ack)[1]
+    stage.one.running.receive_datagram(data, stage.three.address, stage.one.now())
+    assert number not in relays
+
+
+def test_word_of_a_helper_that_nobody_asked_counts_for_nothing() -> None:
+    world = World(1, GossipConfig(indirect_probes=0))
+    one, liar, victim = world.fleet(3)
+    world.run(3)
+    world.network.partition(["n0"], ["n2"])
+    for _ in range(100):
+        link = liar.running._links.get(one.node_id)
+        probe = one.running._probing._current
+        assert link is not None
+        if probe is not None and probe.target == victim.node_id:
+            data = join_messages([encode_message(IndirectAck(probe.number))])
+            one.receive(link.channel.seal(data)[1], liar.address)
+        world.run(0.1)
+    assert MemberSuspect(victim.node_id) in [event for _, event in one.events]
 
 
 def test_handshake_flood_is_limited_and_heals() -> None:
@@ -255,7 +491,7 @@ claims = st.builds(
     Claim,
     st.sampled_from([OTHER.public_key, STAGE.one.identity.public_key, bytes(32)]),
     number,
-    st.text("abc.:", min_size=1, max_size=64),
+    st.ip_addresses().map(str) | st.text("abc.:", min_size=1, max_size=64),
     st.integers(0, 65535),
     st.booleans(),
     st.binary(min_size=64, max_size=64),

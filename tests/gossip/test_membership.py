@@ -109,12 +109,13 @@ def test_who_has_left_is_not_brought_back_by_doubts() -> None:
     world.run(0.02)
     link = two.running._links.get(three.node_id)
     assert link is not None
-    rumour = Suspect(three.node_id, 1 << 40, two.node_id)
+    before = three.running.incarnation
+    rumour = Suspect(three.node_id, before, two.node_id)
     two.running._suspicion.tell(link, rumour, three.node_id)
     two.running.handle_timer(two.now())
     two.drain()
     world.run(5)
-    assert three.running.incarnation > 1 << 40
+    assert three.running.incarnation > before
     assert state(one, three) == state(two, three) == "left"
 
 
@@ -277,3 +278,24 @@ def test_slow_report_widens_the_timeouts() -> None:
 def test_config_refuses_what_is_out_of_range(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         GossipConfig(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("incarnation", [-1, (1 << 48) - 1, 1 << 48, 1 << 60])
+def test_absurd_incarnation_is_refused_at_the_start(incarnation: int) -> None:
+    host = World(19).add("n0")
+    host.incarnation = incarnation - 1
+    with pytest.raises(ValueError, match="incarnation"):
+        host.start()
+
+
+def test_node_is_told_nowhere_but_at_an_ip_address() -> None:
+    world = World(20)
+    host = world.add("n0")
+    host.address = ("name.example", 1)
+    with pytest.raises(ValueError, match=r"name\.example"):
+        host.start()
+    host.address = ("2001:DB8:0::7", 1)
+    host.start()
+    assert host.running.members()[0].address == ("2001:db8::7", 1)
+    with pytest.raises(ValueError, match=r"0\.0\.0\.0"):
+        host.running.readdress(("0.0.0.0", 1), host.now())

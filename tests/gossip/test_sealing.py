@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crdt.causal import node_id_of
 from gossip.sealing import (
     HEADER_BYTES,
     MAX_DATAGRAM_BYTES,
@@ -16,7 +17,6 @@ from gossip.sealing import (
     Identity,
     ReplayWindow,
     epoch_key,
-    node_id_of,
     pair_key,
     parse_header,
     verify,

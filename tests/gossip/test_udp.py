@@ -17,6 +17,7 @@ from gossip.sealing import verify
 from gossip.udp import UdpHost
 
 SECRET = b"the fleet's own secret"
+FAMILIES = [socket.AF_INET, socket.AF_INET6]
 LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [
     asyncio.new_event_loop,
     uvloop.new_event_loop,
@@ -30,7 +31,7 @@ def clock() -> Instant:
 class Process:
     """What a daemon would hold."""
 
-    def __init__(self, incarnation: int = 1) -> None:
+    def __init__(self, incarnation: int = 1, address: str = "127.0.0.1", bind: str = "") -> None:
         identity = Identity.generate()
         self.store = Store(
             identity.node_id,
@@ -40,9 +41,11 @@ class Process:
             public_key=identity.public_key,
             clock=HybridClock(),
         )
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address: tuple[str, int] = probe.getsockname()
+        bind = bind or address
+        with socket.socket(FAMILIES[":" in bind], socket.SOCK_DGRAM) as probe:
+            probe.bind((bind, 0))
+            port = probe.getsockname()[1]
+        self.address, self.bind = (address, port), (bind, port)
         self.node = GossipNode(
             identity,
             SECRET,
@@ -60,7 +63,7 @@ class Process:
         self.events: asyncio.Queue[Event] = asyncio.Queue()
 
     async def start(self) -> None:
-        await self.host.start(self.node, self.address, self._persist, self.events.put_nowait, clock)
+        await self.host.start(self.node, self.bind, self._persist, self.events.put_nowait, clock)
 
     async def _persist(self, batch: Batch) -> None:
         if self.failures:
@@ -111,7 +114,7 @@ def test_two_processes_meet_share_and_part(
 async def _taken_port() -> None:
     one, two = Process(), Process()
     await one.start()
-    two.address = one.address
+    two.bind = one.bind
     with pytest.raises(OSError, match=f"cannot bind UDP 127.0.0.1:{one.address[1]}"):
         await two.start()
     await two.host.close()
@@ -168,3 +171,52 @@ async def _failing_listener() -> None:
 
 def test_listener_that_raises_does_not_stop_the_node() -> None:
     asyncio.run(asyncio.wait_for(_failing_listener(), 20))
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+async def _both_families(caplog: pytest.LogCaptureFixture) -> None:
+    both, four, six = Process(bind="::"), Process(), Process(address="::1")
+    for process in (both, four, six):
+        await process.start()
+    both.node.join(four.address, clock())  # out to IPv4 ...
+    both.host.kick()
+    while (await both.event(MemberUp)).address != four.address:  # type: ignore[union-attr]
+        pass
+    six.node.join(("::1", both.address[1]), clock())  # ... and in from IPv6
+    six.host.kick()
+    await six.event(MemberUp)
+    await both.event(MemberUp)
+    links = {link.node_id: link.address for link in both.node._links}
+    assert links == {four.store.origin: four.address, six.store.origin: six.address}
+    four.store.set_owner("key", 1)
+    four.node.commit(clock())
+    four.host.kick()
+    while six.store.owner(four.store.origin, "key") != 1:  # by way of the one that has both
+        await six.event(StateChanged)
+    assert both.host.send_errors == 0
+    four.node.join(six.address, clock())
+    four.host.kick()
+    await asyncio.sleep(0)
+    while not four.host.send_errors:
+        await asyncio.sleep(0.01)
+    told = [record for record in caplog.records if "bind ::" in record.message]
+    assert len(told) == 1, "an address that cannot be reached is no silent loss"
+    for process in (both, four, six):
+        await process.host.close()
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 loopback")
+@pytest.mark.parametrize("make_loop", LOOPS, ids=["asyncio", "uvloop"])
+def test_wildcard_of_ipv6_serves_both_families(
+    make_loop: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
+) -> None:
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(asyncio.wait_for(_both_families(caplog), 30))

@@ -36,12 +36,12 @@ def computed() -> dict[str, dict[str, str]]:
         for identity in (IDENTITY, OTHER)
     ]
     hello = parties[0].hello(THERE, now)
-    challenge, _ = parties[1].receive(hello, HERE, now, {})
+    challenge, _ = parties[1].receive(hello, HERE, now, {}.get)
     assert challenge is not None
-    confirm, mine = parties[0].receive(challenge, THERE, now, {})
+    confirm, mine = parties[0].receive(challenge, THERE, now, {}.get)
     assert confirm is not None
     assert mine is not None
-    _, theirs = parties[1].receive(confirm, HERE, now, {})
+    _, theirs = parties[1].receive(confirm, HERE, now, {}.get)
     assert theirs is not None
     payload = join_messages([encode_message(message) for message in MESSAGES[:2]])
     counter, sealed = mine.channel.seal(payload)

@@ -1,0 +1,47 @@
+"""What strangers may cost: token buckets, and memories that forget.
+
+Owns nothing but counts and marks; never knows what they stand for. Invariant: memory is bounded,
+whatever comes.
+"""
+
+from crdt.clock import Instant
+
+_BUCKETS_LIMIT = 1024
+
+
+class Rates:
+    """Token buckets by key; the least recently used of too many are forgotten."""
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self._per_s = per_s
+        self._burst = max(1.0, burst)
+        self._buckets: dict[bytes | str, tuple[float, float]] = {}
+
+    def take(self, key: bytes | str, now: Instant) -> bool:
+        """Spend a token of a key's bucket; tell whether there was one."""
+        tokens, filled_s = self._buckets.pop(key, (self._burst, now.mono_s))
+        gained = max(0.0, now.mono_s - filled_s) * self._per_s
+        tokens = min(self._burst, tokens + gained)
+        granted = tokens >= 1
+        self._buckets[key] = (tokens - granted, now.mono_s)
+        if len(self._buckets) > _BUCKETS_LIMIT:
+            del self._buckets[next(iter(self._buckets))]
+        return granted
+
+
+class Recent:
+    """Remember at least the last `least` items that were added, and at most twice as many."""
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+        self._young: set[bytes] = set()
+        self._old: set[bytes] = set()
+
+    def __contains__(self, item: bytes) -> bool:
+        return item in self._young or item in self._old
+
+    def add(self, item: bytes) -> None:
+        """Remember an item."""
+        self._young.add(item)
+        if len(self._young) >= self._least:
+            self._old, self._young = self._young, set()
