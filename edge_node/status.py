@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import edge_node
 from crdt import Change, Value
 from edge_node import clock
-from edge_node.cameras.agents import AgentSpec, HostedAgent, without_password
+from edge_node.cameras.address import public_address
+from edge_node.cameras.agents import AgentSpec, HostedAgent
 from edge_node.fleet.journal import JournalFull
 from edge_node.metrics import Family, render
 from edge_node.workers import ModelError, Shed
@@ -133,6 +134,8 @@ class Status:
             "gossip": dict(d.gossip.counters),
             "journal": dict(d.journal.counters),
             "peer_auth": dict(d.verifier.counters),
+            "outputs": {name: list(counts) for name, counts in d.outputs.counts().items()},
+            "ladder": {w.spec.name: dict(w.ladder_counts) for w in d.pool.living},
         }
 
     def metrics_text(self) -> str:
@@ -166,6 +169,26 @@ class Status:
                 "counter",
                 "Requests of other nodes, accepted or refused, by outcome.",
                 [({"outcome": name}, n) for name, n in sorted(d.verifier.counters.items())],
+            )
+        )
+        families.append(
+            Family(
+                "edge_node_output_results_total",
+                "counter",
+                "Results written to an output, and dropped because it could not keep up.",
+                [
+                    ({"output": name, "outcome": outcome}, number)
+                    for name, counts in d.outputs.counts().items()
+                    for outcome, number in zip(("written", "dropped"), counts, strict=True)
+                ],
+            )
+        )
+        families.append(
+            Family(
+                "edge_node_reuse_state_bytes",
+                "gauge",
+                "Memory that workers hold to answer unchanged frames.",
+                [({"accelerator": w.spec.name}, w.cache_bytes) for w in d.pool.living],
             )
         )
         gauges = {
@@ -226,7 +249,7 @@ class Status:
             "home": d.name_of(spec.home),
             "host": d.name_of(host),
             "here": hosted is not None,
-            "source": without_password(spec.source),
+            "source": public_address(spec.source),
             "tier": spec.tier,
             "fps": spec.fps,
             "deadline_ms": spec.deadline_ms,
@@ -409,5 +432,5 @@ class Status:
 def _shown(value: object) -> object:
     """Hide the password that a camera's address may hold."""
     if isinstance(value, dict) and isinstance(value.get("source"), str):
-        return {**value, "source": without_password(value["source"])}
+        return {**value, "source": public_address(value["source"])}
     return value

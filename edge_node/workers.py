@@ -119,12 +119,6 @@ class WorkerHandle:
         return {digest: self._cost_s[digest] * 1000 for digest in self.loaded}
 
     @property
-    def shed_counts(self) -> Mapping[str, int]:
-        """Return what the queue of this process shed, by reason, as of the last heartbeat."""
-        counts: Mapping[str, int] = self._link.vitals.get("shed", {}) if self._link else {}
-        return counts
-
-    @property
     def ladder_counts(self) -> Mapping[str, int]:
         """Return how the ladder of this process answered: rungs, misses by reason, evictions."""
         counts: Mapping[str, int] = self._link.vitals.get("ladder", {}) if self._link else {}

@@ -168,10 +168,6 @@ class Engine:
         since_s = self._running_since_s
         return time.monotonic() - since_s if since_s else 0.0
 
-    def shed_counts(self) -> dict[str, int]:
-        """Return how many tasks were shed, by reason."""
-        return dict(self._queue.shed)
-
     def _run(self) -> None:
         expired_s = time.monotonic()
         while True:

@@ -223,7 +223,6 @@ class Worker:
             message["id"],
             {
                 "running_s": self._engine.running_s(),
-                "shed": self._engine.shed_counts(),
                 "ladder": dict(self._engine.cache.stats),
                 "cache_bytes": self._engine.cache.size_bytes,
             },

@@ -35,11 +35,6 @@ SHORT = 16
 """Hex digits of a model digest in load reports and cache keys: enough to tell models apart."""
 
 
-def without_password(source: str) -> str:
-    """Return a camera's address as people may see it."""
-    return re.sub(r"//[^/@]*@", "//***@", source)
-
-
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
     """One camera with its task, as its home node publishes it (owner record ``agent/<name>``)."""

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from crdt import Instant, Store
-from edge_node.cameras.agents import Agents, AgentSpec, without_password
+from edge_node.cameras.address import public_address
+from edge_node.cameras.agents import Agents, AgentSpec
 from edge_node.config import CameraConfig
 from edge_node.fleet.load import Capacity
 from edge_node.placement.hosting import CLAIM_EPOCHS, should_host
@@ -173,7 +174,7 @@ class Hosts:
                     problems[name] = f"agent {name}: {error}"
                     continue
                 if new:
-                    log.info("agent %s runs here (%s)", name, without_password(spec.source))
+                    log.info("agent %s runs here (%s)", name, public_address(spec.source))
                     if spec.home != self._node_id:
                         arrived.append(name)
             for name, problem in problems.items():

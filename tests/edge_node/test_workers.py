@@ -632,7 +632,6 @@ def test_what_the_queue_and_the_ladder_did_is_told(tmp_path: Path) -> None:
                 while one.handle.ladder_counts.get("same") != 3:
                     await asyncio.sleep(0.01)
             assert one.handle.cache_bytes > 0
-            assert one.handle.shed_counts == {}
 
     run(test)
 
