@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 import edge_node
-from crdt import Batch, Change, HybridClock, Store, Value
+from crdt import Change, HybridClock, Store, Value
 from edge_node import clock
 from edge_node import config as configuration
 from edge_node.api.events import Feed
@@ -35,6 +35,7 @@ from edge_node.fleet.journal import Journal, JournalError
 from edge_node.fleet.load import Load
 from edge_node.fleet.peers import Peers
 from edge_node.fleet.release import Release
+from edge_node.fleet.writes import Writes
 from edge_node.metrics import Counters
 from edge_node.notify import Notifier
 from edge_node.placement.view import FleetView
@@ -68,10 +69,8 @@ log = logging.getLogger(__name__)
 
 LOAD_PERIOD_S = 0.5
 LAG_PERIOD_S = 0.25
-JOURNAL_RETRY_S = 1.0
 DRAIN_S = 2.0
 ADDRESS_PERIOD_S = 60.0
-ACQUAINT_S = 5.0
 GOODBYE_S = 0.3
 KEEPALIVE_S = 30.0
 
@@ -96,9 +95,6 @@ class Daemon:
         self.changes = Feed()
         self.detections = Feed()
         self.outputs = Outputs()
-        self.journal_problem = ""
-        self.write_problems: dict[str, str] = {}
-        self.acquainted = asyncio.Event()
         self.loop_lag_s = 0.0
         self.notifier = Notifier()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -129,7 +125,7 @@ class Daemon:
         for seed in self.config.fleet.seeds:
             self._spawn(self._join(seed), f"join {seed}")
         for loop in (
-            self._acquaint,
+            self._introduce,
             self._follow_state,
             self._epochs,
             self._share_load,
@@ -181,6 +177,7 @@ class Daemon:
             now=clock.now(),
         )
         self.udp = UdpHost()
+        self.writes = Writes(self.store, self.journal, self.gossip, self.udp.kick, self.counters)
         self.peers = Peers(
             Signer(self.identity.node_id, self.boot, self.secret), self.address_of, self.name_of
         )
@@ -204,7 +201,7 @@ class Daemon:
             self.agents,
             self._ready_workers,
             clock.now,
-            self.stage,
+            self.writes.stage,
         )
         self.release = Release(
             manifest, config.model.variant, self.pool.workers, lambda: self.agents.digests
@@ -222,7 +219,7 @@ class Daemon:
             await self.udp.start(
                 self.gossip,
                 (bind.host, bind.port),
-                persist=self._persist,
+                persist=self.writes.persist,
                 on_event=self._gossip_event,
                 clock=clock.now,
             )
@@ -249,7 +246,7 @@ class Daemon:
         await web.SockSite(runner, listener).start()
 
     def _publish(self) -> None:
-        self.write_problems.clear()
+        self.writes.refused.clear()
         record: Value = {
             "name": self.config.node.name,
             "version": edge_node.__version__,
@@ -267,9 +264,9 @@ class Daemon:
             ],
         }
         if self.store.owner(self.identity.node_id, "node") != record:
-            self.stage(self.store.set_owner, "node", record)
+            self.writes.stage(self.store.set_owner, "node", record)
         self.hosts.publish(self.config.cameras, self.config.model.name)
-        self.commit()
+        self.writes.commit()
 
     async def _join(self, seed: configuration.Address) -> None:
         """Tell gossip where the seed is, again from time to time: names and networks change."""
@@ -293,56 +290,9 @@ class Daemon:
 
     # Running
 
-    def commit(self) -> None:
-        """Send what was staged in the store on its way: sign, make durable, gossip."""
-        if self.acquainted.is_set():
-            self.gossip.commit(clock.now())
-            self.udp.kick()
-
-    def stage(self, write: Callable[..., None], key: str, *arguments: Any) -> bool:
-        """Stage one write of the store; a refused one is a problem to show, not a failure."""
-        try:
-            write(key, *arguments)
-        except ValueError as error:
-            self.counters.add("writes_refused")
-            problem = f"{key} is not shared with the fleet: {error}"
-            if self.write_problems.get(key) != problem:
-                log.error("%s", problem)
-            self.write_problems[key] = problem
-            return False
-        self.write_problems.pop(key, None)
-        return True
-
-    async def _acquaint(self) -> None:
-        """Hold the first commit until a peer's replica equals ours, or none seems to be there.
-
-        What this node wrote in former runs and its journal lost, peers give back until then.
-        """
-        if self.config.fleet.seeds or self.journal.start.incarnation > 1:
-            limit_s = time.monotonic() + ACQUAINT_S
-            while not self.gossip.acquainted:
-                if time.monotonic() > limit_s:
-                    log.info("no peer to compare with: going on with the journal's state")
-                    break
-                await asyncio.sleep(0.02)
-        self.acquainted.set()
+    async def _introduce(self) -> None:
+        await self.writes.acquaint(bool(self.config.fleet.seeds))
         self._publish()
-
-    async def _persist(self, batch: Batch) -> None:
-        """Make ``batch`` durable, however long the disk takes to come back."""
-        while True:
-            try:
-                await self.journal.append(batch, self.store.clock.high_water)
-            except JournalError as error:
-                if not self.journal_problem:
-                    log.error("changes wait until they are durable: %s", error)
-                self.journal_problem = str(error)
-                await asyncio.sleep(JOURNAL_RETRY_S)
-            else:
-                if self.journal_problem:
-                    log.warning("the journal takes changes again")
-                self.journal_problem = ""
-                return
 
     def _gossip_event(self, event: Event) -> None:
         match event:
@@ -367,8 +317,8 @@ class Daemon:
                 self.agents.camera_state(agent, state, reason)
             case CacheHolding(agent=agent, digest=digest, held=held):
                 change = self.store.add if held else self.store.remove
-                self.stage(change, f"cache/{agent}/{digest[:SHORT]}", self.identity.node_id)
-                self.commit()
+                self.writes.stage(change, f"cache/{agent}/{digest[:SHORT]}", self.identity.node_id)
+                self.writes.commit()
             case WorkerDied(reason=reason):
                 log.error("worker %s died: %s", worker, reason)
                 self.counters.add("worker_deaths", accelerator=worker)
@@ -405,7 +355,7 @@ class Daemon:
             claimed = self.hosts.claim(self.load.capacities(living))
             if claimed:
                 log.info("claiming: %s", ", ".join(claimed))
-                self.commit()
+                self.writes.commit()
             self._reconcile.set()  # what failed is tried again
 
     async def _share_load(self) -> None:

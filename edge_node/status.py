@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import edge_node
 from crdt import Change, Value
-from edge_node import clock
+from edge_node import clock, exposition
 from edge_node.cameras.address import public_address
 from edge_node.cameras.agents import AgentSpec, HostedAgent
 from edge_node.fleet.journal import JournalFull
-from edge_node.metrics import Family, render
 from edge_node.workers import ModelError, Shed
 
 if TYPE_CHECKING:
@@ -28,19 +27,6 @@ CONTESTED = (
     "another process signs with this node's key, so peers may ignore this node: stop the copy of "
     "its state_dir; if they still ignore it, give this node an empty state_dir (it gets a new id)"
 )
-HELPS = {
-    "frames": "Frames that came from cameras hosted here.",
-    "answered": "Frames answered, by whether their deadline was met.",
-    "shed": "Frames not run, by reason.",
-    "lost": "Frames that failed, by reason.",
-    "forwarded": "Frames answered by a peer.",
-    "forward_failed": "Frames that a peer did not answer, by reason.",
-    "received": "Frames run for peers.",
-    "rung": "Answers by rung of the reuse ladder.",
-    "worker_deaths": "Worker processes that died and were replaced.",
-    "writes_refused": "Changes that do not fit into what a node may share.",
-    "warm_starts": "Agents that came here with their reuse state.",
-}
 
 
 class Status:
@@ -84,10 +70,10 @@ class Status:
 
     def _problems(self) -> list[str]:
         d = self._daemon
-        problems = [d.journal_problem, d.release.error]
+        problems = [d.writes.waiting, d.release.error]
         problems += d.outputs.problems
         problems += d.pool.problems
-        problems += d.write_problems.values()
+        problems += d.writes.refused.values()
         if d.store.contested:
             problems.append(CONTESTED)
         if d.store.hidden:
@@ -114,97 +100,11 @@ class Status:
 
     def stats(self) -> Json:
         """Return this node's counts since its start, and latencies of the last minute."""
-        d = self._daemon
-        count = d.counters.get
-        p50_ms, p95_ms = d.agents.latencies.quantiles(time.monotonic(), 0.5, 0.95)
-        return {
-            "frames": count("frames"),
-            "answered": count("answered"),
-            "met": count("answered", met="yes"),
-            "missed": count("answered", met="no"),
-            "shed": count("shed"),
-            "lost": count("lost"),
-            "forwarded": count("forwarded"),
-            "received": count("received"),
-            "hits": count("rung") - count("rung", rung="full"),
-            "p50_ms": p50_ms,
-            "p95_ms": p95_ms,
-            "loop_lag_ms": round(d.loop_lag_s * 1e3, 2),
-            "hidden_registers": d.store.hidden,
-            "gossip": dict(d.gossip.counters),
-            "journal": dict(d.journal.counters),
-            "peer_auth": dict(d.verifier.counters),
-            "outputs": {name: list(counts) for name, counts in d.outputs.counts().items()},
-            "ladder": {w.spec.name: dict(w.ladder_counts) for w in d.pool.living},
-        }
+        return exposition.stats(self._daemon)
 
     def metrics_text(self) -> str:
         """Return the metrics in Prometheus' text format."""
-        d = self._daemon
-        p50_ms, p95_ms = d.agents.latencies.quantiles(time.monotonic(), 0.5, 0.95)
-        families = d.counters.families("edge_node_", HELPS)
-        families.append(
-            Family(
-                "edge_node_latency_milliseconds",
-                "gauge",
-                "Capture to answer over the last minute.",
-                [
-                    ({"quantile": quantile}, value)
-                    for quantile, value in (("0.5", p50_ms), ("0.95", p95_ms))
-                    if value is not None
-                ],
-            )
-        )
-        families.append(
-            Family(
-                "edge_node_gossip_events_total",
-                "counter",
-                "Datagrams, bytes and drops of the gossip protocol, by kind.",
-                [({"kind": kind}, value) for kind, value in sorted(d.gossip.counters.items())],
-            )
-        )
-        families.append(
-            Family(
-                "edge_node_peer_requests_total",
-                "counter",
-                "Requests of other nodes, accepted or refused, by outcome.",
-                [({"outcome": name}, n) for name, n in sorted(d.verifier.counters.items())],
-            )
-        )
-        families.append(
-            Family(
-                "edge_node_output_results_total",
-                "counter",
-                "Results written to an output, and dropped because it could not keep up.",
-                [
-                    ({"output": name, "outcome": outcome}, number)
-                    for name, counts in d.outputs.counts().items()
-                    for outcome, number in zip(("written", "dropped"), counts, strict=True)
-                ],
-            )
-        )
-        families.append(
-            Family(
-                "edge_node_reuse_state_bytes",
-                "gauge",
-                "Memory that workers hold to answer unchanged frames.",
-                [({"accelerator": w.spec.name}, w.cache_bytes) for w in d.pool.living],
-            )
-        )
-        gauges = {
-            "loop_lag_seconds": (d.loop_lag_s, "How late the event loop last ran."),
-            "members": (
-                sum(m.state in ("self", "alive") for m in d.gossip.members()),
-                "Nodes believed alive, this one included.",
-            ),
-            "agents_hosted": (len(d.agents.hosted), "Agents that run here."),
-            "degraded": (len(self._problems()), "Problems that need an operator."),
-        }
-        families += [
-            Family(f"edge_node_{name}", "gauge", text, [({}, value)])
-            for name, (value, text) in gauges.items()
-        ]
-        return render(families)
+        return exposition.metrics_text(self._daemon, len(self._problems()))
 
     # The fleet
 
@@ -378,15 +278,15 @@ class Status:
         file = d.release.file(variant)
         await d.release.load(file)
         value: Value = {"variant": variant, "version": file.version, "digest": file.digest}
-        await d.acquainted.wait()
+        await d.writes.acquainted.wait()
         before = d.store.fleet_entry(d.release.key, clock.now())
-        if not d.stage(d.store.set_fleet, d.release.key, value, clock.now()):
-            raise JournalFull(d.write_problems[d.release.key])
-        d.commit()
+        if not d.writes.stage(d.store.set_fleet, d.release.key, value, clock.now()):
+            raise JournalFull(d.writes.refused[d.release.key])
+        d.writes.commit()
         deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
         while (now := d.store.fleet_entry(d.release.key, clock.now())) == before:
             if time.monotonic() > deadline_s:
-                raise JournalFull(d.journal_problem or "the change is not durable yet")
+                raise JournalFull(d.writes.waiting or "the change is not durable yet")
             await asyncio.sleep(0.01)
         if now is None or now[0] != value:
             raise ModelError("another node set this model at the same moment; that one counts")
