@@ -97,6 +97,7 @@ class Daemon:
         self.outputs = Outputs()
         self.loop_lag_s = 0.0
         self.notifier = Notifier()
+        self._holding: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reconcile = asyncio.Event()
         self._ends = contextlib.AsyncExitStack()
@@ -107,7 +108,7 @@ class Daemon:
         """Bring the node up; each part that starts says how it ends.
 
         Raises:
-            StartError: something outside this process is in the way; nothing is left running.
+            StartError: something outside this process is in the way; call :meth:`stop`.
         """
         try:
             self._open_state()
@@ -115,10 +116,9 @@ class Daemon:
             self._build()
             await self._listen()
         except (AddressError, IdentityError, JournalError, ModelError) as error:
-            await self.stop()
             raise StartError(str(error)) from error
-        await self.pool.start()
         self._ends.push_async_callback(self.pool.stop, DRAIN_S)
+        await self.pool.start()
         self.outputs.open(self.config.output.jsonl, self.config.output.mqtt)
         self._ends.push_async_callback(self.outputs.close)
         self._ends.push_async_callback(self.agents.close, DRAIN_S)
@@ -292,6 +292,10 @@ class Daemon:
 
     async def _introduce(self) -> None:
         await self.writes.acquaint(bool(self.config.fleet.seeds))
+        own = self.identity.node_id
+        for key in self.store.set_keys("cache/"):  # what a former run held is gone
+            if key not in self._holding and own in self.store.elements(key):
+                self.writes.stage(self.store.remove, key, own)
         self._publish()
 
     def _gossip_event(self, event: Event) -> None:
@@ -316,8 +320,10 @@ class Daemon:
                 log.info("camera %s %s%s", agent, state, f": {reason}" if reason else "")
                 self.agents.camera_state(agent, state, reason)
             case CacheHolding(agent=agent, digest=digest, held=held):
+                key = f"cache/{agent}/{digest[:SHORT]}"
                 change = self.store.add if held else self.store.remove
-                self.writes.stage(change, f"cache/{agent}/{digest[:SHORT]}", self.identity.node_id)
+                (self._holding.add if held else self._holding.discard)(key)
+                self.writes.stage(change, key, self.identity.node_id)
                 self.writes.commit()
             case WorkerDied(reason=reason):
                 log.error("worker %s died: %s", worker, reason)
@@ -390,10 +396,15 @@ class Daemon:
         return None
 
     def name_of(self, node: bytes) -> str:
-        """Return a node's name as it published it, else the beginning of its id."""
-        record = self.store.owner(node, "node")
-        name = record.get("name") if isinstance(record, dict) else None
-        return name if isinstance(name, str) else node.hex()[:8]
+        """Return a node's published name, with the beginning of its id where two have one name."""
+        name = _name(self.store.owner(node, "node"))
+        if name is None:
+            return node.hex()[:8]
+        alike = (
+            origin != node and key == "node" and _name(record) == name
+            for origin, key, record in self.store.owners("node")
+        )
+        return f"{name}-{node.hex()[:4]}" if any(alike) else name
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         task = asyncio.create_task(coroutine, name=name)
@@ -414,11 +425,14 @@ class Daemon:
         """Read the configuration again; a bad file keeps the old one."""
         self.notifier.reloading()
         try:
-            fresh = configuration.load(self.config.path)
+            await self._apply(configuration.load(self.config.path))
+            log.info("configuration reloaded")
         except ConfigError as error:
             log.error("configuration not changed: %s", error)
+        finally:
             self.notifier.ready()
-            return
+
+    async def _apply(self, fresh: Config) -> None:
         for name in configuration.needs_restart(self.config, fresh):
             log.warning("%s changed: takes effect after a restart", name)
         outputs_changed = fresh.output != self.config.output
@@ -430,8 +444,6 @@ class Daemon:
             await self.outputs.close()
             self.outputs.open(fresh.output.jsonl, fresh.output.mqtt)
         self._publish()
-        self.notifier.ready()
-        log.info("configuration reloaded")
 
     async def stop(self) -> None:
         """Finish the frames under way, say goodbye to the peers, and end every part."""
@@ -447,3 +459,8 @@ class Daemon:
         self.udp.kick()
         await asyncio.sleep(GOODBYE_S)
         await self.udp.close()
+
+
+def _name(record: object) -> str | None:
+    name = record.get("name") if isinstance(record, dict) else None
+    return name if isinstance(name, str) and name else None

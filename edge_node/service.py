@@ -8,7 +8,6 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable
 
 import uvloop
 
@@ -20,32 +19,40 @@ log = logging.getLogger(__name__)
 
 async def _run(config: Config) -> int:
     loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
+    ended, reload_wanted = asyncio.Event(), asyncio.Event()
     daemon = Daemon(config, on_failure=ended.set)
-    reloads: set[asyncio.Task[None]] = set()
-
-    def reload() -> None:
-        task = loop.create_task(daemon.reload())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    handlers: dict[signal.Signals, Callable[[], None]] = {
-        signal.SIGTERM: ended.set,
-        signal.SIGINT: ended.set,
-        signal.SIGHUP: reload,
-    }
-    for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
+    for number, wanted in {
+        signal.SIGTERM: ended,
+        signal.SIGINT: ended,
+        signal.SIGHUP: reload_wanted,
+    }.items():
+        loop.add_signal_handler(number, wanted.set)
+    life = asyncio.create_task(_live(daemon, reload_wanted))
+    end = asyncio.create_task(ended.wait())
     try:
-        await daemon.start()
+        await asyncio.wait({life, end}, return_when=asyncio.FIRST_COMPLETED)
+        if life.done():
+            life.result()  # it ends only by failing
     except StartError as error:
         log.error("%s", error)
         return 1
-    daemon.notifier.ready()
-    await ended.wait()
-    log.info("stopping")
-    await daemon.stop()
+    finally:
+        end.cancel()
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+        log.info("stopping")
+        await daemon.stop()
     return 1 if daemon.failed else 0
+
+
+async def _live(daemon: Daemon, reload_wanted: asyncio.Event) -> None:
+    """Start, then reload whenever asked to, one after the other."""
+    await daemon.start()
+    daemon.notifier.ready()
+    while True:
+        await reload_wanted.wait()
+        reload_wanted.clear()
+        await daemon.reload()
 
 
 def main(config: Config) -> int:

@@ -43,8 +43,11 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the daemon in this process; returns its exit status."""
+    import signal
+
     from edge_node.config import load
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload while starting must not end it
     path = Path(parsed.config)
     config = load(path)
     from edge_node.service import main

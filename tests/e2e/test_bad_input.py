@@ -132,6 +132,36 @@ def test_a_bad_reload_keeps_the_old_configuration(make_node: Make) -> None:
     wait_for("answers of the new camera", lambda: node.agent("desk")["answered"])
 
 
+def test_signals_during_the_start_neither_kill_nor_get_lost(make_node: Make) -> None:
+    node = make_node("a")
+    node.start()
+    assert node.process is not None
+    for _ in range(5):
+        time.sleep(0.15)
+        node.process.send_signal(signal.SIGHUP)
+    node.ready()
+    wait_for("the reload", lambda: "configuration reloaded" in node.log)
+    assert node.kill(signal.SIGTERM) == 0
+    node.start()
+    time.sleep(0.5)
+    assert node.kill(signal.SIGTERM) == 0
+    assert "Traceback" not in node.log
+
+
+def test_two_nodes_with_one_name_can_be_told_apart(make_node: Make, tmp_path: Path) -> None:
+    a = make_node("a")
+    (tmp_path / "other").mkdir()
+    twin = Node(tmp_path / "other", "a", seeds=[a])
+    try:
+        a.start().ready()
+        twin.start().ready()
+        names = wait_for("both are named", lambda: len(s := a.states()) == 2 and s)
+        wait_for("they differ", lambda: all(name.startswith("a-") for name in a.states()))
+        assert sorted(names.values()) == ["alive", "self"]
+    finally:
+        twin.stop()
+
+
 def test_a_full_disk_degrades_and_recovers(make_node: Make) -> None:
     node = make_node("a")
     node.camera("door", "generated:3")
