@@ -53,7 +53,7 @@ def overload(folder: Path) -> list[Figure]:
             node.start()
         for node in nodes:
             node.ready()
-        wait_for("answers", lambda: a.agent("busy")["answered"] > 30)
+        wait_for("answers", lambda: a.answered("busy") > 30)
         (service_ms,) = a.get("peers")[0]["load"]["service_ms"].values()
         a.arrays[0] = a.arrays[0].replace("fps = 10", f"fps = {2e3 / service_ms:.1f}")
         a.reload()
@@ -92,7 +92,7 @@ def takeover(folder: Path) -> list[Figure]:
                 node.start()
             for node in nodes:
                 node.ready()
-            wait_for("yard answered", lambda b=b: b.agent("yard")["answered"] > 5)
+            wait_for("yard answered", lambda b=b: b.answered("yard") > 5)
             wait_for("all see b", lambda a=a, b=b, c=c: all(n.states().get(b.name) for n in (a, c)))
             b.kill()
             killed_s = time.monotonic()
@@ -102,7 +102,7 @@ def takeover(folder: Path) -> list[Figure]:
             noticed_s.append(time.monotonic() - killed_s)
             wait_for(
                 "yard answered by another",
-                lambda a=a, c=c: any(n.agent("yard")["answered"] for n in (a, c)),
+                lambda a=a, c=c: any(n.answered("yard") for n in (a, c)),
             )
             answered_s.append(time.monotonic() - killed_s)
         finally:

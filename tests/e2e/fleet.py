@@ -130,7 +130,16 @@ class Node:
         return value
 
     def agent(self, name: str) -> Any:
-        return next(row for row in self.get("agents") if row["agent"] == name)
+        """Return the row of an agent, as soon as this node knows of it."""
+        rows = wait_for(
+            f"{self.name} knows {name}",
+            lambda: [row for row in self.get("agents") if row["agent"] == name],
+        )
+        return rows[0]
+
+    def answered(self, name: str) -> int:
+        """Return how many frames of an agent were answered since it runs here; else 0."""
+        return self.agent(name)["answered"] or 0
 
     def states(self) -> dict[str, str]:
         return {row["name"]: row["state"] for row in self.get("peers")}

@@ -86,14 +86,14 @@ def test_a_corrupt_model_keeps_the_old_one(make_node: Make) -> None:
     manifest_path.write_text(json.dumps(manifest))
     node.camera("door")
     node.start().ready()
-    wait_for("answers", lambda: node.agent("door")["answered"])
+    wait_for("answers", lambda: node.answered("door"))
     before = node.agent("door")["digest"]
     result = node.cli("models", "set", "person-detector", "small")
     assert result.returncode == 1
     assert "small" in result.stderr
     assert "Traceback" not in result.stderr
-    answered = node.agent("door")["answered"]
-    wait_for("more answers", lambda: node.agent("door")["answered"] > answered)
+    answered = node.answered("door")
+    wait_for("more answers", lambda: node.answered("door") > answered)
     assert node.agent("door")["digest"] == before
     assert node.get("models")[0]["desired"]["variant"] == "large"
 
@@ -108,9 +108,9 @@ def test_a_camera_that_vanishes_is_retried_while_the_node_stays_up(make_node: Ma
         lambda: (r := node.agent("later"))["state"] == "retrying" and r,
     )
     assert "clip.mp4" in row["reason"]
-    wait_for("the other camera works", lambda: node.agent("door")["answered"])
+    wait_for("the other camera works", lambda: node.answered("door"))
     busy_clip(node.folder / "clip.tmp.mp4").rename(node.folder / "clip.mp4")
-    wait_for("the camera came", lambda: node.agent("later")["answered"], timeout_s=40)
+    wait_for("the camera came", lambda: node.answered("later"), timeout_s=40)
     assert node.agent("later")["state"] == "running"
 
 
@@ -118,18 +118,18 @@ def test_a_bad_reload_keeps_the_old_configuration(make_node: Make) -> None:
     node = make_node("a")
     node.camera("door", "generated:3")
     node.start().ready()
-    wait_for("answers", lambda: node.agent("door")["answered"])
+    wait_for("answers", lambda: node.answered("door"))
     assert node.process is not None
     node.config_path.write_text("[camera\n")
     node.process.send_signal(signal.SIGHUP)
     wait_for("the error is logged", lambda: "configuration not changed" in node.log)
-    answered = node.agent("door")["answered"]
-    wait_for("more answers", lambda: node.agent("door")["answered"] > answered)
+    answered = node.answered("door")
+    wait_for("more answers", lambda: node.answered("door") > answered)
     node.camera("desk", "generated:4")
     node.write_config()
     node.process.send_signal(signal.SIGHUP)
     wait_for("the new camera", lambda: any(r["agent"] == "desk" for r in node.get("agents")))
-    wait_for("answers of the new camera", lambda: node.agent("desk")["answered"])
+    wait_for("answers of the new camera", lambda: node.answered("desk"))
 
 
 def test_signals_during_the_start_neither_kill_nor_get_lost(make_node: Make) -> None:
@@ -166,14 +166,14 @@ def test_a_full_disk_degrades_and_recovers(make_node: Make) -> None:
     node = make_node("a")
     node.camera("door", "generated:3")
     node.start().ready()
-    wait_for("answers", lambda: node.agent("door")["answered"])
+    wait_for("answers", lambda: node.answered("door"))
     node.limit_file_size(0)
     status, answer = node.request("PUT", "/edge/v1/models/person-detector", {"variant": "small"})
     assert status == 507, answer
     assert node.get("node")["degraded"]
     assert node.get("models")[0]["desired"]["variant"] == "large"
-    answered = node.agent("door")["answered"]
-    wait_for("frames are still answered", lambda: node.agent("door")["answered"] > answered)
+    answered = node.answered("door")
+    wait_for("frames are still answered", lambda: node.answered("door") > answered)
     node.limit_file_size(1 << 40)
     wait_for(
         "the change is made after all",
@@ -186,15 +186,15 @@ def test_a_killed_worker_is_replaced(make_node: Make) -> None:
     node = make_node("a")
     node.camera("door", "generated:3")
     node.start().ready()
-    wait_for("answers", lambda: node.agent("door")["answered"])
+    wait_for("answers", lambda: node.answered("door"))
     pid = node.get("node")["accelerators"][0]["pid"]
     os.kill(pid, signal.SIGKILL)
     wait_for(
         "another worker",
         lambda: node.get("node")["accelerators"][0]["pid"] not in (pid, None),
     )
-    answered = node.agent("door")["answered"]
-    wait_for("answers again", lambda: node.agent("door")["answered"] > answered)
+    answered = node.answered("door")
+    wait_for("answers again", lambda: node.answered("door") > answered)
 
 
 def test_no_process_outlives_a_killed_daemon(make_node: Make) -> None:

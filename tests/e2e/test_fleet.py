@@ -41,8 +41,8 @@ def test_a_fleet_lives_through_a_release_and_a_death(make_node: Make) -> None:
     together(nodes)
     wait_for("equal hashes", lambda: same_hash(nodes))
     assert all({r["agent"] for r in n.get("agents")} == {"door", "yard", "desk"} for n in nodes)
-    wait_for("answers of door", lambda: a.agent("door")["answered"] > 5)
-    wait_for("answers of yard", lambda: b.agent("yard")["answered"] > 5)
+    wait_for("answers of door", lambda: a.answered("door") > 5)
+    wait_for("answers of yard", lambda: b.answered("yard") > 5)
 
     # A release set on one node is what all three run, and the answers carry it.
     before = a.agent("door")["digest"]
@@ -72,7 +72,7 @@ def test_a_fleet_lives_through_a_release_and_a_death(make_node: Make) -> None:
     )
     heir = wait_for(
         "yard runs again",
-        lambda: next((n for n in survivors if (n.agent("yard")["answered"] or 0) > 0), None),
+        lambda: next((n for n in survivors if n.answered("yard") > 0), None),
         timeout_s=15,
     )
     assert time.monotonic() - killed_s < 15 + 5
@@ -86,7 +86,7 @@ def test_a_fleet_lives_through_a_release_and_a_death(make_node: Make) -> None:
     b.start().ready()
     wait_for("b alive again", lambda: all(n.states()["b"] == "alive" for n in survivors), 60)
     wait_for("yard at home", lambda: b.agent("yard")["here"] and not heir.agent("yard")["here"])
-    wait_for("yard answered at home", lambda: b.agent("yard")["answered"] > 0)
+    wait_for("yard answered at home", lambda: b.answered("yard") > 0)
     assert b.agent("yard")["digest"] == digest
     wait_for("equal hashes at the end", lambda: same_hash(nodes))
 
@@ -102,7 +102,7 @@ def test_an_overloaded_node_meets_more_deadlines_with_its_peers(
     for node in (b, c):
         node.accelerator(provider="cpu", share=0.3)
     together(nodes)
-    wait_for("answers", lambda: a.agent("busy")["answered"] > 30)
+    wait_for("answers", lambda: a.answered("busy") > 30)
     (service_ms,) = a.get("peers")[0]["load"]["service_ms"].values()
     a.arrays[0] = a.arrays[0].replace("fps = 10", f"fps = {2 * 1e3 / service_ms:.1f}")
     a.reload()
@@ -128,7 +128,7 @@ def test_frames_are_accounted_for_exactly_once_whatever_happens(make_node: Make)
     node = make_node("a")
     node.camera("door", "generated:1000001", fps=20)
     node.start().ready()
-    wait_for("answers", lambda: node.agent("door")["answered"] > 10)
+    wait_for("answers", lambda: node.answered("door") > 10)
     pid = node.get("node")["accelerators"][0]["pid"]
     os.kill(pid, signal.SIGKILL)
     wait_for(
@@ -140,7 +140,7 @@ def test_frames_are_accounted_for_exactly_once_whatever_happens(make_node: Make)
     node.arrays[0] = node.arrays[0].replace("fps = 20", "fps = 15")
     node.reload()  # the camera is closed and opened again
     wait_for("the reopened camera", lambda: node.agent("door")["fps"] == 15)
-    wait_for("its answers", lambda: node.agent("door")["answered"] > 10)
+    wait_for("its answers", lambda: node.answered("door") > 10)
     node.arrays.clear()
     node.reload()
     wait_for("no camera", lambda: not node.get("agents"))
@@ -183,7 +183,7 @@ def test_goodbye_on_sigterm(make_node: Make) -> None:
     a.start().ready()
     b.start().ready()
     wait_for("b alive", lambda: a.states().get("b") == "alive")
-    wait_for("answers", lambda: b.agent("yard")["answered"])
+    wait_for("answers", lambda: b.answered("yard"))
     assert b.kill(signal.SIGTERM) == 0
     wait_for("b left", lambda: a.states()["b"] == "left", timeout_s=3)
     wait_for("a took its camera over", lambda: a.agent("yard")["here"])

@@ -23,7 +23,7 @@ def test_a_lost_journal_comes_back_from_a_peer(make_node: Callable[..., Node]) -
         path.unlink()
     a.start().ready()
     wait_for("the camera's record", lambda: a.get("agents"))
-    wait_for("a camera that runs", lambda: a.agent("door")["answered"] > 0)
+    wait_for("a camera that runs", lambda: a.answered("door") > 0)
     wait_for("equal hashes again", lambda: same_hash([a, b]))
     for node in (a, b):
         assert node.get("models")[0]["desired"]["variant"] == "small"
