@@ -9,7 +9,7 @@ OPENVINO := .venv-openvino
 .PHONY: help venv demo test check format bench soak openvino locks clean
 
 help:
-	@echo "make demo      three nodes, real footage, one of them is killed (about 90 s)"
+	@echo "make demo      three nodes, real footage, one of them is killed (about a minute)"
 	@echo "make test      all tests"
 	@echo "make check     format, lint, types, import rules"
 	@echo "make bench     every benchmark (make bench-NAME for one of tests/bench)"
