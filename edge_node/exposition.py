@@ -104,6 +104,10 @@ def metrics_text(d: "Daemon", problems: int) -> str:
             [({"accelerator": w.spec.name}, w.cache_bytes) for w in d.pool.living],
         )
     )
+    return render(families + _gauges(d, problems))
+
+
+def _gauges(d: "Daemon", problems: int) -> list[Family]:
     gauges = {
         "loop_lag_seconds": (d.loop_lag_s, "How late the event loop last ran."),
         "members": (
@@ -113,8 +117,7 @@ def metrics_text(d: "Daemon", problems: int) -> str:
         "agents_hosted": (len(d.agents.hosted), "Agents that run here."),
         "degraded": (problems, "Problems that need an operator."),
     }
-    families += [
+    return [
         Family(f"edge_node_{name}", "gauge", text, [({}, value)])
         for name, (value, text) in gauges.items()
     ]
-    return render(families)

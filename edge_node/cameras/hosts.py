@@ -9,7 +9,6 @@ this node.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from crdt import Instant, Store
 from edge_node.cameras.address import public_address
@@ -22,11 +21,6 @@ from edge_node.workers import ModelError, WorkerHandle
 log = logging.getLogger(__name__)
 
 
-def _written(write: Callable[..., None], *arguments: Any) -> bool:
-    write(*arguments)
-    return True
-
-
 class Hosts:
     """The fleet's agents as this replica knows them, and the claims of this node."""
 
@@ -37,7 +31,7 @@ class Hosts:
         agents: Agents,
         workers: Callable[[], list[WorkerHandle]],
         clock: Callable[[], Instant],
-        stage: Callable[..., bool] = _written,
+        stage: Callable[..., bool],
     ) -> None:
         """Prepare.
 

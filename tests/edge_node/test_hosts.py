@@ -55,7 +55,14 @@ class Site:
             on_frame=self.agents.frame_ready,
             on_event=lambda _: None,
         )
-        self.hosts = Hosts(self.id, self.store, self.agents, lambda: [self.worker], self.now)
+        self.hosts = Hosts(
+            self.id, self.store, self.agents, lambda: [self.worker], self.now, self.stage
+        )
+
+    @staticmethod
+    def stage(write: Callable[..., None], *arguments: object) -> bool:
+        write(*arguments)
+        return True
 
     def now(self) -> Instant:
         self.wall_ms += 10
