@@ -27,6 +27,7 @@ async def _run(config: Config) -> int:
         signal.SIGHUP: reload_wanted,
     }.items():
         loop.add_signal_handler(number, wanted.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # one may have waited
     life = asyncio.create_task(_live(daemon, reload_wanted))
     end = asyncio.create_task(ended.wait())
     try:

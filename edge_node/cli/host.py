@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,9 @@ def run(parsed: argparse.Namespace) -> int:
 
     from edge_node.config import load
 
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload while starting must not end it
+    # Until the event loop takes the signals over, a stop is a clean end and a reload waits.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     path = Path(parsed.config)
     config = load(path)
     from edge_node.service import main

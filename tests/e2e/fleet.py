@@ -105,6 +105,16 @@ class Node:
         wait_for(f"{self.name} ready\n{self.log}", lambda: self.status("/v2/health/ready") == 200)
         return self
 
+    def handles(self, number: signal.Signals) -> bool:
+        """Whether the process handles or holds back the signal by now, or has ended."""
+        assert self.process is not None
+        try:
+            lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        except FileNotFoundError:
+            return True
+        masks = (int(line.split()[1], 16) for line in lines if line[:7] in ("SigBlk:", "SigCgt:"))
+        return any(mask >> (number - 1) & 1 for mask in masks)
+
     def request(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.api_port, timeout=10)
         try:

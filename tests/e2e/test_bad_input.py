@@ -136,14 +136,17 @@ def test_signals_during_the_start_neither_kill_nor_get_lost(make_node: Make) -> 
     node = make_node("a")
     node.start()
     assert node.process is not None
+    wait_for("the interpreter is up", lambda: node.handles(signal.SIGHUP))
     for _ in range(5):
-        time.sleep(0.15)
         node.process.send_signal(signal.SIGHUP)
+        time.sleep(0.15)
     node.ready()
     wait_for("the reload", lambda: "configuration reloaded" in node.log)
     assert node.kill(signal.SIGTERM) == 0
     node.start()
-    time.sleep(0.5)
+    wait_for("the interpreter is up", lambda: node.handles(signal.SIGTERM))
+    assert node.kill(signal.SIGTERM) == 0
+    node.start().ready()
     assert node.kill(signal.SIGTERM) == 0
     assert "Traceback" not in node.log
 
