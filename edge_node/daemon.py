@@ -29,12 +29,14 @@ from edge_node.cameras.hosts import Hosts
 from edge_node.cameras.outputs import Outputs
 from edge_node.config import Config, ConfigError
 from edge_node.fleet.addresses import AddressError, advertised, listening, resolve
+from edge_node.fleet.artifacts import Artifacts
 from edge_node.fleet.auth import Signer, Verifier
 from edge_node.fleet.identity import IdentityError, load_or_create_identity, load_secret, load_token
 from edge_node.fleet.journal import Journal, JournalError
 from edge_node.fleet.load import Load
 from edge_node.fleet.peers import Peers
 from edge_node.fleet.release import Release
+from edge_node.fleet.shared import HOLDERS, PREFIX, SharedValues
 from edge_node.fleet.writes import Writes
 from edge_node.metrics import Counters
 from edge_node.notify import Notifier
@@ -73,6 +75,7 @@ DRAIN_S = 2.0
 ADDRESS_PERIOD_S = 60.0
 GOODBYE_S = 0.3
 KEEPALIVE_S = 30.0
+KEEP_PERIOD_S = 30.0
 
 
 class StartError(Exception):
@@ -100,6 +103,7 @@ class Daemon:
         self._holding: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reconcile = asyncio.Event()
+        self._values_changed = asyncio.Event()
         self._ends = contextlib.AsyncExitStack()
 
     # Starting
@@ -131,6 +135,7 @@ class Daemon:
             self._share_load,
             self._watch_lag,
             self._watch_address,
+            self._keep_artifacts,
         ):
             self._spawn(loop(), loop.__name__)
         self._ends.callback(self._cancel_tasks)
@@ -209,6 +214,14 @@ class Daemon:
         self.agents.forward = config.placement.forward
         self.load = Load(
             self.store, self.gossip, self.pool, self.counters, lambda: self.release.digest
+        )
+        self.shared = SharedValues(
+            self.identity.node_id,
+            self.store,
+            self.writes,
+            self.peers,
+            Artifacts(config.node.state_dir / "artifacts"),
+            self._living,
         )
         self.status = Status(self)
 
@@ -312,6 +325,8 @@ class Daemon:
     def _state_changed(self, changes: tuple[Change, ...]) -> None:
         self._reconcile.set()
         for change in changes:
+            if change.key.startswith((PREFIX, HOLDERS)):
+                self._values_changed.set()
             self.changes.publish(self.status.change(change))
 
     def _worker_event(self, worker: str, event: WorkerEvent) -> None:
@@ -353,16 +368,26 @@ class Daemon:
     async def _epochs(self) -> None:
         while True:
             await asyncio.sleep(self.config.placement.epoch_s)
-            living = frozenset(
-                member.node_id
-                for member in self.gossip.members()
-                if member.state in ("self", "alive", "suspect")
-            )
-            claimed = self.hosts.claim(self.load.capacities(living))
+            claimed = self.hosts.claim(self.load.capacities(frozenset(self._living())))
             if claimed:
                 log.info("claiming: %s", ", ".join(claimed))
                 self.writes.commit()
             self._reconcile.set()  # what failed is tried again
+
+    async def _keep_artifacts(self) -> None:
+        """Keep the large values that this node has to keep, and only those."""
+        await self.writes.acquainted.wait()
+        while True:
+            await self.shared.keep()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KEEP_PERIOD_S):
+                    await self._values_changed.wait()
+            self._values_changed.clear()
+
+    def _living(self) -> list[bytes]:
+        """Return the ids of the live members, this node included."""
+        states = ("self", "alive", "suspect")
+        return [one.node_id for one in self.gossip.members() if one.state in states]
 
     async def _share_load(self) -> None:
         """Tell the peers this node's load, take theirs into the view, keep the incarnation."""

@@ -15,6 +15,7 @@ from edge_node import clock, exposition
 from edge_node.cameras.address import public_address
 from edge_node.cameras.agents import AgentSpec, HostedAgent
 from edge_node.fleet.journal import JournalFull
+from edge_node.fleet.shared import PREFIX
 from edge_node.workers import ModelError, Shed
 
 if TYPE_CHECKING:
@@ -283,11 +284,7 @@ class Status:
         if not d.writes.stage(d.store.set_fleet, d.release.key, value, clock.now()):
             raise JournalFull(d.writes.refused[d.release.key])
         d.writes.commit()
-        deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
-        while (now := d.store.fleet_entry(d.release.key, clock.now())) == before:
-            if time.monotonic() > deadline_s:
-                raise JournalFull(d.writes.waiting or "the change is not durable yet")
-            await asyncio.sleep(0.01)
+        now = await self._shown_after(d.release.key, before)
         if now is None or now[0] != value:
             raise ModelError("another node set this model at the same moment; that one counts")
         return self.models()[0]
@@ -320,6 +317,44 @@ class Status:
             "wait_ms": inference.wait_ms,
             "backlog_ms": inference.backlog_ms,
         }
+
+    async def peer_artifact(self, digest: str) -> bytes | None:
+        """Return the artifact of a digest, None if it is not held here."""
+        return await self._daemon.shared.bytes_of(digest)
+
+    async def value(self, key: str) -> Value:
+        """Read an application's value, None if there is none.
+
+        Raises:
+            Unavailable: a large one whose holders do not answer.
+        """
+        return await self._daemon.shared.get(key)
+
+    async def set_value(self, key: str, value: Value) -> None:
+        """Set an application's value, None deletes it; return when it shows here.
+
+        Raises:
+            ValueError: the key or value is not one, or too large.
+            ArtifactsFull: this node has no room for another large value.
+            JournalFull: the change could not be made durable yet; it waits for the disk.
+        """
+        d = self._daemon
+        register = PREFIX + key
+        before = d.store.fleet_entry(register, clock.now())
+        await d.shared.set(key, value)
+        await self._shown_after(register, before)
+
+    async def _shown_after(
+        self, key: str, before: tuple[Value, int, bytes] | None
+    ) -> tuple[Value, int, bytes] | None:
+        """Wait until a register reads differently from `before`; return how it reads."""
+        d = self._daemon
+        deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
+        while (now := d.store.fleet_entry(key, clock.now())) == before:
+            if time.monotonic() > deadline_s:
+                raise JournalFull(d.writes.waiting or "the change is not durable yet")
+            await asyncio.sleep(0.01)
+        return now
 
     async def peer_cache(self, agent: str, digest: str) -> bytes | None:
         """Export the reuse state of ``agent``, None if no worker holds it."""

@@ -13,8 +13,10 @@ from aiohttp import web
 
 from crdt import DecodeError
 from edge_node.api.plain import to_json
+from edge_node.fleet.artifacts import ArtifactsFull
 from edge_node.fleet.auth import PeerAuthError
 from edge_node.fleet.journal import JournalError, JournalFull
+from edge_node.fleet.shared import Unavailable
 from models.wire import ModelError, Shed
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (ModelError, 409),
     (Shed, 503),
     (Busy, 503),
+    (Unavailable, 503),
+    (ArtifactsFull, 507),
     (JournalFull, 507),
     (JournalError, 503),
     (ValueError, 400),

@@ -19,10 +19,12 @@ from edge_node.api.errors import Forbidden, Handler, Unauthorized, answer_errors
 from edge_node.api.plain import to_json
 from edge_node.api.view import NodeView
 
-MAX_BODY_BYTES = 64 * 2**10
+MAX_BODY_BYTES = 4 * 2**20
+MAX_JSON_BYTES = 256 * 2**10  # parsed on the event loop
 MAX_PREFIX_CHARS = 256
 MIN_TOKEN_CHARS = 16
 LIVE = "/v2/health/live"
+_BINARY = "application/octet-stream"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -50,6 +52,9 @@ def local_app(view: NodeView, token: str | None) -> web.Application:
         app.router.add_get(path, _reader(read))
     app.router.add_get("/edge/v1/state", handlers.state)
     app.router.add_put("/edge/v1/models/{name}", handlers.set_model)
+    app.router.add_get("/edge/v1/values/{key:.+}", handlers.value)
+    app.router.add_put("/edge/v1/values/{key:.+}", handlers.set_value)
+    app.router.add_delete("/edge/v1/values/{key:.+}", handlers.delete_value)
     app.router.add_get("/edge/v1/state/watch", handlers.watch_state, allow_head=False)
     app.router.add_get("/edge/v1/detections", handlers.watch_detections, allow_head=False)
     app.router.add_get("/metrics", handlers.metrics)
@@ -74,6 +79,28 @@ class _Handlers:
         if not isinstance(variant, str) or body.keys() != {"variant"}:
             raise ValueError('the body must be {"variant": NAME}')
         return _answer(await self._view.set_model(request.match_info["name"], variant))
+
+    async def value(self, request: web.Request) -> web.Response:
+        key = request.match_info["key"]
+        value = await self._view.value(key)
+        if value is None:
+            raise KeyError(f"no value {key}")
+        if isinstance(value, bytes):
+            return web.Response(body=value, content_type=_BINARY)
+        return _answer(value)
+
+    async def set_value(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        value = body if request.content_type == _BINARY else _json(body)
+        if value is None:
+            raise ValueError("the body is null; to delete a value, use DELETE")
+        await self._view.set_value(request.match_info["key"], value)
+        return _answer({"key": request.match_info["key"], "size_bytes": len(body)})
+
+    async def delete_value(self, request: web.Request) -> web.Response:
+        key = request.match_info["key"]
+        await self._view.set_value(key, None)
+        return _answer({"key": key, "deleted": True})
 
     async def watch_state(self, request: web.Request) -> web.StreamResponse:
         return await events.stream(request, self._view.subscribe_changes())
@@ -109,11 +136,20 @@ def _answer(value: Any, status: int = 200) -> web.Response:
     )
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _json(body: bytes) -> Any:
+    if len(body) > MAX_JSON_BYTES:
+        raise ValueError(
+            f"{len(body)} bytes of JSON are too many (at most {MAX_JSON_BYTES}): "
+            f"send them as {_BINARY}"
+        )
     try:
-        value = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the body is not JSON: {error}") from error
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    value = _json(body)
     if not isinstance(value, dict):
         raise ValueError("the body must be a JSON object")
     return value

@@ -61,7 +61,17 @@ def peer_app(view: NodeView, verifier: Verifier) -> web.Application:
             raise KeyError(f"no cache entry of {agent} for this model")
         return web.Response(body=entry, content_type="application/octet-stream")
 
+    async def artifact(request: web.Request) -> web.Response:
+        digest = request.match_info["digest"]
+        if not _DIGEST.fullmatch(digest):
+            raise DecodeError("digest: not 64 hex digits")
+        data = await view.peer_artifact(digest)
+        if data is None:
+            raise KeyError("this node does not hold that artifact")
+        return web.Response(body=data, content_type="application/octet-stream")
+
     app.router.add_post("/peer/v1/infer", infer)
+    app.router.add_get("/peer/v1/artifact/{digest}", artifact, allow_head=False)
     app.router.add_get("/peer/v1/cache/{agent}/{digest}", cache, allow_head=False)
     return app
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
+from crdt import Value
+
 Json = dict[str, Any]
 
 
@@ -65,6 +67,18 @@ class NodeView(Protocol):
 
     async def peer_cache(self, agent: str, digest: str) -> bytes | None:
         """Export the reuse state of `agent` under the model `digest` (hex), None if not held."""
+
+    async def peer_artifact(self, digest: str) -> bytes | None:
+        """Return the artifact of a digest (64 hex digits), None if not held."""
+
+    async def value(self, key: str) -> Value:
+        """Read an application's value, None if there is none. Raises Unavailable."""
+
+    async def set_value(self, key: str, value: Value) -> None:
+        """Set an application's value, None deletes it; return when it shows here.
+
+        Raises ValueError (what is wrong with key or value), ArtifactsFull, JournalFull.
+        """
 
     def subscribe_changes(self) -> AsyncIterator[Json]:
         """Follow changes of the replica: {kind, key, origin, value}. See `events.Feed`."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_API = "127.0.0.1:8470"
 ANSWER_TIMEOUT_S = 10.0
+_BINARY = "application/octet-stream"
 _WHERE = "say where it is with --api HOST:PORT, -c FILE or EDGE_NODE_API"
 
 
@@ -53,6 +54,26 @@ class Client:
         """Return the JSON that PUT of a JSON body answers."""
         return self._json("PUT", path, body)
 
+    def delete(self, path: str) -> Any:
+        """Return the JSON that DELETE answers."""
+        return self._json("DELETE", path, None)
+
+    def put_bytes(self, path: str, body: bytes) -> Any:
+        """Return the JSON that PUT of bytes answers."""
+        return self._json("PUT", path, body)
+
+    def fetch(self, path: str) -> Any:
+        """Return what GET answers: bytes if it says that they are, else JSON."""
+        response = self._request("GET", path, None)
+        try:
+            if response.headers.get_content_type() == _BINARY:
+                return response.read()
+            return self._parsed(response)
+        except OSError as error:
+            raise self._lost(error) from None
+        finally:
+            response.close()
+
     def events(self, path: str) -> Iterator[Any]:
         """Yield the JSON of each server-sent event, until the daemon closes the stream."""
         import json
@@ -77,14 +98,18 @@ class Client:
         finally:
             response.close()
 
-    def _json(self, method: str, path: str, body: Any) -> Any:
+    def _parsed(self, response: HTTPResponse) -> Any:
         import json
 
-        response = self._request(method, path, body)
         try:
             return json.loads(response.read())
         except ValueError:
             raise self._foreign() from None
+
+    def _json(self, method: str, path: str, body: Any) -> Any:
+        response = self._request(method, path, body)
+        try:
+            return self._parsed(response)
         except OSError as error:
             raise self._lost(error) from None
         finally:
@@ -94,8 +119,10 @@ class Client:
         import http.client
         import json
 
-        headers = {**self._headers, "Content-Type": "application/json"}
-        payload = None if body is None else json.dumps(body)
+        raw = isinstance(body, bytes)
+        kind = _BINARY if raw else "application/json"
+        headers = {**self._headers, "Content-Type": kind}
+        payload = body if body is None or raw else json.dumps(body)
         connection = http.client.HTTPConnection(*self.address, timeout=ANSWER_TIMEOUT_S)
         try:
             connection.request(method, path, payload, headers)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edge_node.cli.client import Client, add_client_arguments
-from edge_node.cli.outcome import UNREACHABLE, CliError
+from edge_node.cli.outcome import UNREACHABLE, USAGE, CliError
 from edge_node.cli.tables import cell, print_json, print_table, short_id
 
 
@@ -23,7 +23,19 @@ def add_verbs(verbs: Any) -> None:
     watch.set_defaults(verb=watch_state)
     fingerprint = kinds.add_parser("hash", help="print the replica's hash: equal hash, equal state")
     fingerprint.set_defaults(verb=hash_state)
-    for parser in (get, watch, fingerprint):
+    cat = kinds.add_parser("cat", help="print an application's value, whatever its size")
+    cat.add_argument("key", metavar="KEY")
+    cat.set_defaults(verb=cat_value)
+    put = kinds.add_parser("set", help="set an application's value for the whole fleet")
+    put.add_argument("key", metavar="KEY")
+    what = put.add_mutually_exclusive_group(required=True)
+    what.add_argument("value", metavar="VALUE", nargs="?", help="JSON, or else taken as text")
+    what.add_argument("--file", metavar="FILE", help="the bytes of a file, at most 4 MiB")
+    put.set_defaults(verb=set_value)
+    rm = kinds.add_parser("rm", help="delete an application's value")
+    rm.add_argument("key", metavar="KEY")
+    rm.set_defaults(verb=remove_value)
+    for parser in (get, watch, fingerprint, cat, put, rm):
         add_client_arguments(parser)
 
 
@@ -52,6 +64,59 @@ def _rows(answer: dict[str, Any]) -> Iterator[list[Any]]:
     for key, elements in answer["sets"].items():
         for element in elements:
             yield ["set", key, None, json.dumps(element)]
+
+
+def cat_value(parsed: argparse.Namespace) -> int:
+    """Print a value: JSON as one line, bytes as they are."""
+    value = Client(parsed).fetch(_value_path(parsed.key))
+    if isinstance(value, bytes):
+        import sys
+
+        sys.stdout.buffer.write(value)
+    else:
+        print_json(value)
+    return 0
+
+
+def set_value(parsed: argparse.Namespace) -> int:
+    """Set a value from the command line or from a file."""
+    client = Client(parsed)
+    if parsed.file is not None:
+        try:
+            with open(parsed.file, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise CliError(f"{parsed.file}: {error.strerror}") from None
+        answer = client.put_bytes(_value_path(parsed.key), data)
+    else:
+        try:
+            value = json.loads(parsed.value)
+        except ValueError:
+            value = parsed.value
+        if value is None:
+            raise CliError("null is no value; delete one with: edge-node state rm KEY", USAGE)
+        answer = client.put(_value_path(parsed.key), value)
+    if parsed.json:
+        print_json(answer)
+    else:
+        print(f"{cell(answer['key'])}: set for the fleet.")
+    return 0
+
+
+def remove_value(parsed: argparse.Namespace) -> int:
+    """Delete a value."""
+    answer = Client(parsed).delete(_value_path(parsed.key))
+    if parsed.json:
+        print_json(answer)
+    else:
+        print(f"{cell(answer['key'])}: deleted.")
+    return 0
+
+
+def _value_path(key: str) -> str:
+    from urllib.parse import quote
+
+    return f"/edge/v1/values/{quote(key)}"
 
 
 def watch_state(parsed: argparse.Namespace) -> int:

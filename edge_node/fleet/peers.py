@@ -82,6 +82,14 @@ class Peers:
         """
         return await self._ask(node, "GET", f"/peer/v1/cache/{agent}/{digest}", b"", timeout_s)
 
+    async def artifact(self, node: bytes, digest: str, timeout_s: float) -> bytes | None:
+        """Fetch the artifact of a digest (64 hex digits), unverified; None if not held.
+
+        Raises:
+            PeerError: as for :meth:`infer`.
+        """
+        return await self._ask(node, "GET", f"/peer/v1/artifact/{digest}", b"", timeout_s)
+
     async def _ask(
         self, node: bytes, method: str, path: str, body: bytes, timeout_s: float
     ) -> bytes | None:

@@ -32,6 +32,7 @@ class Node:
     def __init__(self) -> None:
         self.changes, self.detections = Feed(), Feed()
         self.reasons: list[str] = []
+        self.values: dict[str, Any] = {}
         self.answer: dict[str, Any] = ANSWER
         self.frames: list[tuple[bytes, dict[str, Any]]] = []
         self.model = {"name": "person-detector", "desired": {"variant": "large"}}
@@ -88,6 +89,15 @@ class Node:
         if request["tier"] == 3:
             raise Shed("deadline")
         return self.answer
+
+    async def peer_artifact(self, digest: str) -> bytes | None:
+        return b"artifact" if digest == DIGEST else None
+
+    async def value(self, key: str) -> Any:
+        return self.values.get(key)
+
+    async def set_value(self, key: str, value: Any) -> None:
+        self.values[key] = value
 
     async def peer_cache(self, agent: str, digest: str) -> bytes | None:
         return b"\x00state" if agent == "door" else None

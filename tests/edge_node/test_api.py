@@ -105,6 +105,26 @@ def test_a_model_is_set_or_the_reason_is_told() -> None:
     with_local(use)
 
 
+def test_values_are_set_read_and_deleted() -> None:
+    async def use(client: Client, node: Node) -> None:
+        path = "/edge/v1/values/site/map"
+
+        async def put(data: bytes, kind: str = "application/json") -> int:
+            return (await client.send("PUT", path, data=data, headers={"Content-Type": kind}))[0]
+
+        assert await put(b'{"a": [1]}') == 200
+        assert json.loads((await client.send("GET", path))[2]) == {"a": [1]}
+        assert await put(b"x" * 100_000, "application/octet-stream") == 200
+        assert (await client.send("GET", path))[2] == b"x" * 100_000
+        assert await put(bytes(5 * 2**20), "application/octet-stream") == 413
+        for wrong in (b"", b"{", b"null", b"[" * 100_000, b'"' + b"x" * 300_000 + b'"'):
+            assert await put(wrong) == 400
+        assert (await client.send("DELETE", path))[0] == 200
+        assert (await client.send("GET", path))[0] == 404
+
+    with_local(use)
+
+
 def test_unknown_paths_methods_and_queries_are_refused_in_json() -> None:
     async def use(client: Client, node: Node) -> None:
         status, answer = await client.get("/edge/v1/nothing")

@@ -514,7 +514,7 @@ _edge_node; echo "${{COMPREPLY[@]}}"
     ("words", "offered"),
     [
         ("edge-node do", "doctor"),
-        ("edge-node state ''", "get watch hash -h --help"),
+        ("edge-node state ''", "get watch hash cat set rm -h --help"),
         ("edge-node state get --js", "--json"),
         ("edge-node models s", "set"),
         ("edge-node completion z", "zsh"),

@@ -96,6 +96,16 @@ def test_a_cache_entry_is_fetched_by_a_peer() -> None:
     with_peer(use)
 
 
+def test_an_artifact_is_fetched_by_a_peer() -> None:
+    async def use(client: Client, node: Node, signer: Signer, _: Verifier) -> None:
+        path = f"/peer/v1/artifact/{DIGEST}"
+        assert await signed(client, signer, "GET", path) == (200, b"artifact")
+        assert (await signed(client, signer, "GET", f"/peer/v1/artifact/{'0' * 64}"))[0] == 404
+        assert (await signed(client, signer, "GET", "/peer/v1/artifact/secret"))[0] == 400
+
+    with_peer(use)
+
+
 def test_what_is_not_signed_for_this_node_reaches_nothing() -> None:
     async def use(client: Client, node: Node, signer: Signer, verifier: Verifier) -> None:
         body, path = msgpack.packb(FRAME), "/peer/v1/infer"
