@@ -38,7 +38,7 @@ from gossip.messages import (
 from gossip.sealing import HEADER_BYTES, MAX_DATAGRAM_BYTES, TAG_BYTES
 
 _FLAG_ZSTD = 1
-_COMPRESS_ABOVE_BYTES = 96  # below, zstd's own header eats what it saves
+_COMPRESS_ABOVE_BYTES = 128  # below, zstd's own header eats what it saves
 MAX_PAYLOAD_BYTES = MAX_DATAGRAM_BYTES - HEADER_BYTES - TAG_BYTES
 MAX_INFLATED_BYTES = 16 * 1024
 MAX_MESSAGES = 64
@@ -145,13 +145,15 @@ _TABLE: dict[int, tuple[type[Any], Check]] = {
 }
 _CODES: dict[type[Any], int] = {kind: code for code, (kind, _) in _TABLE.items()}
 
+_packer = msgpack.Packer()
 _compressor = zstandard.ZstdCompressor(level=1, write_checksum=False, write_content_size=True)
 _decompressor = zstandard.ZstdDecompressor()
 
 
 def encode_message(message: Message) -> bytes:
     """Return a message's MessagePack array [code, fields...]."""
-    return bytes(msgpack.packb((_CODES[type(message)], *message)))
+    packed: bytes = _packer.pack((_CODES[type(message)], *message))
+    return packed
 
 
 def join_messages(parts: list[bytes]) -> bytes:
