@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
 OPENVINO := .venv-openvino
+FUZZ := .venv-fuzz
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench soak openvino locks clean
+.PHONY: help venv demo test check format bench soak fuzz openvino locks clean
 
 help:
 	@echo "make demo      three nodes, real footage, one of them is killed (about a minute)"
@@ -14,6 +15,7 @@ help:
 	@echo "make check     format, lint, types, import rules"
 	@echo "make bench     every benchmark (make bench-NAME for one of tests/bench)"
 	@echo "make soak      the property tests again, for long"
+	@echo "make fuzz      ten million hostile inputs on each way in (ARGS=100000 for fewer)"
 	@echo "make openvino  a second environment with OpenVINO, for its tests"
 	@echo "make locks     pin the dependencies again"
 
@@ -46,15 +48,25 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-BENCHES := $(filter-out report,$(patsubst tests/bench/%.py,%,$(wildcard tests/bench/[a-z]*.py)))
+BENCHES := $(filter-out report gossip_agent,$(patsubst tests/bench/%.py,%,$(wildcard tests/bench/[a-z]*.py)))
 
 bench: $(BENCHES:%=bench-%)
 
 bench-%: $(STAMP)
-	$(BIN)/python -m tests.bench.$*
+	$(BIN)/python -m tests.bench.$* $(ARGS)
 
 soak: $(STAMP)
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest --timeout 3600 $(ARGS)
+
+fuzz: $(FUZZ)/.made
+	for target in raw payload batch; do \
+	  $(FUZZ)/bin/python -m tests.fuzz $$target $(ARGS) || exit 1; \
+	done
+
+$(FUZZ)/.made: locks/fuzz.txt
+	@$(PYTHON) -m venv --clear $(FUZZ)
+	@$(FUZZ)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r locks/fuzz.txt
+	@touch $@
 
 openvino: $(OPENVINO)/.made
 
@@ -63,13 +75,16 @@ $(OPENVINO)/.made: locks/openvino.txt
 	@$(OPENVINO)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r locks/openvino.txt
 	@touch $@
 
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet
+
 locks: $(STAMP)
 	$(BIN)/pip install --quiet 'uv>=0.5'
 	for name in cpu openvino; do \
-	  $(BIN)/uv pip compile pyproject.toml --extra $$name --extra video --extra mqtt --extra dev \
-	    --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --quiet --output-file locks/$$name.txt || exit 1; \
+	  $(LOCK) --extra $$name --extra video --extra mqtt --extra dev \
+	    --output-file locks/$$name.txt || exit 1; \
 	done
+	$(LOCK) --extra fuzz --output-file locks/fuzz.txt
 
 clean:
-	rm -rf $(VENV) $(OPENVINO) .bench build *.egg-info
+	rm -rf $(VENV) $(OPENVINO) $(FUZZ) .bench build *.egg-info

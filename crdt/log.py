@@ -9,9 +9,9 @@ a commit, and with it the first one of an epoch, replaces what was before as one
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
+from typing import NamedTuple
 
 from crdt.causal import NodeId
 from crdt.entries import Entry
@@ -39,8 +39,7 @@ class MergeStatus(Enum):
     FORKED = "forked"
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Hold a decoded batch: `raw` is the signed bytes verbatim, `live` ascending ranges."""
 
     origin: NodeId
@@ -75,6 +74,19 @@ class OriginLog:
         """Say whether every batch that the newest header names live is held."""
         return len(self.batches) == len(self._wanted)
 
+    def find(self, raw: bytes) -> Batch | None:
+        """Return the live batch with these bytes, if it is held. O(live batches)."""
+        for batch in reversed(self.batches.values()):  # what is repeated is mostly recent
+            if batch.raw == raw:
+                return batch
+        return None
+
+    def wants(self, epoch: int, sequence: int) -> bool:
+        """Say whether a batch of this number would be new here."""
+        if (epoch, sequence) > (self.epoch, self.sequence):
+            return True
+        return epoch == self.epoch and sequence in self._wanted and sequence not in self.batches
+
     def judge(self, batch: Batch) -> MergeStatus:
         """Say what `add` would do with a batch, were its signature right. O(1)."""
         if self.evidence:
@@ -92,10 +104,11 @@ class OriginLog:
         """Take in a batch judged NEW; return those stated no more. O(live batches)."""
         if batch.version > (self.epoch, self.sequence):
             self._wanted = frozenset(sequences(batch.live))
-            for number, held in list(self.batches.items()):
-                if batch.epoch > self.epoch or number not in self._wanted:
-                    self.former.append(self.batches.pop(number))
-                    self.digest = (self.digest - digest(held.raw)) % _DIGEST_MOD
+            live = self._wanted if batch.epoch == self.epoch else ()
+            for number in [number for number in self.batches if number not in live]:
+                held = self.batches.pop(number)
+                self.former.append(held)
+                self.digest = (self.digest - digest(held.raw)) % _DIGEST_MOD
             self.epoch, self.sequence = batch.version
         self.batches[batch.sequence] = batch
         self.digest = (self.digest + digest(batch.raw)) % _DIGEST_MOD
@@ -104,18 +117,27 @@ class OriginLog:
             dropped, self.former = self.former, []
         return dropped
 
-    def quarantine(self, batch: Batch) -> list[Batch]:
+    def end(self, epoch: int) -> list[Batch]:
+        """Drop what is of this epoch or earlier; return it."""
+        dropped = [batch for batch in self.former if batch.epoch <= epoch]
+        self.former = [batch for batch in self.former if batch.epoch > epoch]
+        if self.epoch <= epoch:
+            dropped += self.batches.values()
+            self.batches, self._wanted, self.digest = {}, frozenset(), 0
+        return dropped
+
+    def quarantine(self, one: Batch, other: Batch) -> list[Batch]:
         """Drop everything but the proof that the origin signed one number twice.
 
         All replicas that know of the fork then agree, whichever two batches told them.
         """
         dropped = [*self.former, *self.batches.values()]
-        self.evidence = (self.batches[batch.sequence].raw, batch.raw)
+        self.evidence = (one.raw, other.raw)
         self.batches, self.former = {}, []
         self._wanted = frozenset()
         # Newer than anything the origin can sign, so that repair spreads the proof.
         self.epoch, self.sequence = MAX_EPOCH, MAX_SEQUENCE
-        self.digest = digest(b"forked" + batch.origin)
+        self.digest = digest(b"forked" + one.origin)
         return dropped
 
 

@@ -9,7 +9,7 @@ Superseded candidates are kept for as long as a batch that states them lives: a 
 look past candidates from the future, and a dropped batch uncovers what it had superseded.
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -17,53 +17,8 @@ from crdt.values import Value
 
 Stamp: TypeAlias = tuple[Any, ...]
 Candidate: TypeAlias = tuple[Stamp, Value]
-
-
-def _stamp(candidate: Candidate) -> Stamp:
-    return candidate[0]
-
-
-class LwwRegister:
-    """Hold one value: that of the greatest stamp."""
-
-    __slots__ = ("_candidates",)
-
-    def __init__(self) -> None:
-        self._candidates: list[Candidate] = []
-
-    def __len__(self) -> int:
-        return len(self._candidates)
-
-    def put(self, stamp: Stamp, value: Value) -> None:
-        """Add a candidate. O(candidates), of which there is about one an origin."""
-        candidates = self._candidates
-        if not candidates or candidates[-1][0] < stamp:  # nearly always
-            candidates.append((stamp, value))
-        else:
-            insort(candidates, (stamp, value), key=_stamp)
-
-    def drop(self, stamp: Stamp) -> None:
-        """Remove the candidate with this stamp."""
-        index = bisect_left(self._candidates, stamp, key=_stamp)
-        assert self._candidates[index][0] == stamp
-        del self._candidates[index]
-
-    def newest(self, below: Stamp | None = None) -> Candidate | None:
-        """Return the candidate with the greatest stamp, or the greatest one under `below`."""
-        end = len(self._candidates)
-        if below is not None and end and self._candidates[-1][0] >= below:
-            end = bisect_left(self._candidates, below, key=_stamp)
-        return self._candidates[end - 1] if end else None
-
-    def merge(self, other: "LwwRegister") -> None:
-        """Add the other's candidates. O(candidates)."""
-        for stamp, value in other._candidates:
-            if not self._has(stamp):
-                self.put(stamp, value)
-
-    def _has(self, stamp: Stamp) -> bool:
-        index = bisect_left(self._candidates, stamp, key=_stamp)
-        return index < len(self._candidates) and self._candidates[index][0] == stamp
+# A tuple of a stamp alone sorts right before the candidate with that stamp, so that bisecting
+# compares no values.
 
 
 class LwwMap:
@@ -72,32 +27,59 @@ class LwwMap:
     __slots__ = ("_registers",)
 
     def __init__(self) -> None:
-        self._registers: dict[str, LwwRegister] = {}
+        self._registers: dict[str, list[Candidate]] = {}  # never empty, stamps ascending
 
-    def put(self, key: str, stamp: Stamp, value: Value) -> None:
-        """Add a candidate to a key."""
-        self._registers.setdefault(key, LwwRegister()).put(stamp, value)
+    def put(self, key: str, stamp: Stamp, value: Value) -> Candidate | None:
+        """Add a candidate to a key; return which was the newest before.
+
+        O(candidates), of which there is about one an origin.
+        """
+        candidates = self._registers.get(key)
+        if candidates is None:
+            self._registers[key] = [(stamp, value)]
+            return None
+        newest = candidates[-1]
+        if newest[0] < stamp:  # nearly always
+            candidates.append((stamp, value))
+        else:
+            candidates.insert(bisect_left(candidates, (stamp,)), (stamp, value))
+        return newest
 
     def drop(self, key: str, stamp: Stamp) -> None:
         """Remove a candidate from a key."""
-        register = self._registers[key]
-        register.drop(stamp)
-        if not register:
+        candidates = self._registers[key]
+        # What is dropped is nearly always the oldest.
+        index = 0 if candidates[0][0] == stamp else bisect_left(candidates, (stamp,))
+        assert candidates[index][0] == stamp
+        del candidates[index]
+        if not candidates:
             del self._registers[key]
 
     def newest(self, key: str, below: Stamp | None = None) -> Candidate | None:
-        """Return the candidate that wins at a key."""
-        register = self._registers.get(key)
-        return None if register is None else register.newest(below)
+        """Return the candidate with the greatest stamp, or the greatest one under `below`."""
+        candidates = self._registers.get(key)
+        if candidates is None:
+            return None
+        if below is None or candidates[-1][0] < below:
+            return candidates[-1]
+        end = bisect_left(candidates, (below,))
+        return candidates[end - 1] if end else None
+
+    def candidates(self, key: str) -> list[Candidate]:
+        """Return all candidates of a key, their stamps ascending; to be read only."""
+        return self._registers.get(key, [])
 
     def items(self, prefix: str, below: Stamp | None = None) -> Iterator[tuple[str, Value]]:
         """Yield the keys under a prefix that have a value, sorted. O(keys log keys)."""
         for key in sorted(key for key in self._registers if key.startswith(prefix)):
-            found = self._registers[key].newest(below)
+            found = self.newest(key, below)
             if found is not None and found[1] is not None:
                 yield key, found[1]
 
     def merge(self, other: "LwwMap") -> None:
         """Add the other's candidates. O(size of the other)."""
-        for key, register in other._registers.items():
-            self._registers.setdefault(key, LwwRegister()).merge(register)
+        for key, candidates in other._registers.items():
+            held = {stamp for stamp, _ in self._registers.get(key, ())}
+            for stamp, value in candidates:
+                if stamp not in held:
+                    self.put(key, stamp, value)

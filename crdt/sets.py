@@ -10,7 +10,6 @@ Source: Bieniusa et al., An optimized conflict-free replicated set (2012), with 
 as entries of logs instead of a version vector.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 
 from crdt.causal import Dot
@@ -21,12 +20,15 @@ def covers(remove: Dot, add: Dot) -> bool:
     return remove.origin == add.origin and remove >= add
 
 
+_Counts = dict[Dot, int]
+
+
 class _Element:
     __slots__ = ("adds", "removes")
 
     def __init__(self) -> None:
-        self.adds: Counter[Dot] = Counter()
-        self.removes: Counter[Dot] = Counter()
+        self.adds: _Counts = {}
+        self.removes: _Counts = {}
 
 
 class OrSet:
@@ -41,7 +43,10 @@ class OrSet:
         return len(self._elements)
 
     def __contains__(self, element: bytes) -> bool:
-        return any(True for _ in self.visible(element))
+        found = self._elements.get(element)
+        if found is None or not found.removes:  # nearly always
+            return found is not None and bool(found.adds)
+        return any(not _covered(dot, found.removes) for dot in found.adds)
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the elements in the set, sorted. O(elements log elements)."""
@@ -49,11 +54,13 @@ class OrSet:
 
     def add(self, element: bytes, dot: Dot) -> None:
         """State an add."""
-        self._elements.setdefault(element, _Element()).adds[dot] += 1
+        adds = self._element(element).adds
+        adds[dot] = adds.get(dot, 0) + 1
 
     def remove(self, element: bytes, dot: Dot) -> None:
         """State that the adds of `dot.origin` up to `dot` are taken back."""
-        self._elements.setdefault(element, _Element()).removes[dot] += 1
+        removes = self._element(element).removes
+        removes[dot] = removes.get(dot, 0) + 1
 
     def drop_add(self, element: bytes, dot: Dot) -> None:
         """Take one statement of an add away."""
@@ -82,18 +89,26 @@ class OrSet:
     def merge(self, other: "OrSet") -> None:
         """Take over what the other states. O(size of the other)."""
         for element, theirs in other._elements.items():
-            ours = self._elements.setdefault(element, _Element())
-            ours.adds |= theirs.adds
-            ours.removes |= theirs.removes
+            ours = self._element(element)
+            for counts, more in ((ours.adds, theirs.adds), (ours.removes, theirs.removes)):
+                for dot, count in more.items():
+                    counts[dot] = max(count, counts.get(dot, 0))
 
-    def _drop(self, element: bytes, counts: Counter[Dot], dot: Dot) -> None:
-        counts[dot] -= 1
-        if counts[dot] == 0:
-            del counts[dot]
-            found = self._elements[element]
-            if not found.adds and not found.removes:
-                del self._elements[element]
+    def _element(self, element: bytes) -> _Element:
+        found = self._elements.get(element)
+        if found is None:
+            found = self._elements[element] = _Element()
+        return found
+
+    def _drop(self, element: bytes, counts: _Counts, dot: Dot) -> None:
+        if counts[dot] > 1:
+            counts[dot] -= 1
+            return
+        del counts[dot]
+        found = self._elements[element]
+        if not found.adds and not found.removes:
+            del self._elements[element]
 
 
-def _covered(dot: Dot, removes: Counter[Dot]) -> bool:
+def _covered(dot: Dot, removes: _Counts) -> bool:
     return any(covers(remove, dot) for remove in removes)

@@ -9,14 +9,14 @@ matters. Reads of one key are O(1) in the number of keys.
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from crdt.causal import NodeId
-from crdt.entries import AddEntry, Entry, OwnerEntry, RegisterEntry
+from crdt.entries import AddEntry, OwnerEntry, RegisterEntry
 from crdt.log import Batch
 from crdt.registers import Candidate, LwwMap
 from crdt.sets import OrSet
-from crdt.values import Value, decode_value, encode_value
+from crdt.values import Value, decode_value, encode_value, same
 
 
 class Change(NamedTuple):
@@ -27,7 +27,16 @@ class Change(NamedTuple):
     origin: NodeId
 
 
-_Cell = tuple[type, str, NodeId | bytes]  # what an entry bears on: a record, register or element
+class _Before(NamedTuple):
+    """Hold what the records, registers and elements that batches bear on read before."""
+
+    owners: dict[str, Candidate | None]
+    fleet: dict[str, Candidate | None]
+    sets: dict[tuple[str, bytes], bool]
+
+
+_new = tuple.__new__  # half the time of calling the class
+_Waiting = tuple[int, NodeId, int, int, str]  # (*stamp, key)
 
 
 class State:
@@ -37,7 +46,7 @@ class State:
         self._owners: dict[NodeId, LwwMap] = {}
         self._fleet = LwwMap()
         self._sets: dict[str, OrSet] = {}
-        self._future: list[tuple[int, NodeId, int, int, str]] = []  # (*stamp, key), ascending
+        self._future: list[_Waiting] = []  # ascending
 
     @property
     def hidden(self) -> int:
@@ -51,24 +60,28 @@ class State:
 
         What is only re-emitted is no change. O(entries).
         """
-        before: dict[_Cell, Any] = {}
-        dropped = [(batch, entry) for batch in drop for entry in batch.entries]
-        entries = () if put is None else put.entries
-        for entry in (*entries, *[entry for _, entry in dropped]):
-            cell = _cell(entry, origin)
-            if cell not in before:
-                before[cell] = self._read(cell, horizon)
+        before = _Before({}, {}, {})
         if put is not None:
-            for entry in entries:
-                self._put(entry, put, horizon)
-        for batch, entry in dropped:
-            self._drop(entry, batch)
-        changed: dict[Change, None] = {}
-        for cell, old in before.items():
-            new = self._read(cell, horizon)
-            if new is not old and _differ(old, new):
-                changed[_change(cell, origin)] = None
-        return tuple(changed)
+            self._put(put, before, horizon)
+        for batch in drop:
+            self._drop(batch, before, horizon)
+        records, below = self._owners.get(origin, LwwMap()), (horizon + 1,)
+        changes = [
+            _new(Change, ("owner", key, origin))
+            for key, old in before.owners.items()
+            if (new := records.newest(key)) is not old and _differ(old, new)
+        ]
+        changes += [
+            _new(Change, ("fleet", key, origin))
+            for key, old in before.fleet.items()
+            if (new := self._fleet.newest(key, below)) is not old and _differ(old, new)
+        ]
+        sets = dict.fromkeys(
+            key
+            for (key, element), was in before.sets.items()
+            if was != (element in self.set_at(key))
+        )
+        return (*changes, *[Change("set", key, origin) for key in sets])
 
     def mature(self, horizon: int) -> tuple[Change, ...]:
         """Show the registers whose time has come; return what reads differently."""
@@ -79,6 +92,10 @@ class State:
             if newest is not None and newest[0] == (timestamp, origin, epoch, sequence):
                 changed[Change("fleet", key, origin)] = None
         return tuple(changed)
+
+    def forget(self, origin: NodeId) -> None:
+        """Let go of what is kept for an origin, now that all its batches are dropped."""
+        self._owners.pop(origin, None)
 
     # ------------------------------------------------------------------ reads
 
@@ -101,6 +118,10 @@ class State:
         found = self._fleet.newest(key, (horizon + 1,))
         return None if found is None else (_detached(found[1]), found[0][0], found[0][1])
 
+    def candidates(self, key: str) -> list[Candidate]:
+        """Return all that logs say of a register, hidden or beaten; to be read only."""
+        return self._fleet.candidates(key)
+
     def fleet_items(self, prefix: str, horizon: int) -> list[tuple[str, Value]]:
         """Return the registers under a prefix that have a value, sorted. O(registers)."""
         items = self._fleet.items(prefix, (horizon + 1,))
@@ -117,74 +138,69 @@ class State:
 
     # ---------------------------------------------------------------- entries
 
-    def _read(self, cell: _Cell, horizon: int) -> Candidate | bool | None:
-        kind, key, about = cell
-        if kind is OwnerEntry:
-            records = self._owners.get(about)
-            return None if records is None else records.newest(key)
-        if kind is RegisterEntry:
-            return self._fleet.newest(key, (horizon + 1,))
-        found = self._sets.get(key)
-        return found is not None and about in found
+    def _put(self, batch: Batch, before: _Before, horizon: int) -> None:
+        """Put a batch's entries; `before` gets what was read where they change something."""
+        owners, fleet, sets = before
+        origin, version, below = batch.origin, batch.version, (horizon + 1,)
+        records = self._owners.get(origin)
+        if records is None:
+            records = self._owners[origin] = LwwMap()
+        for entry in batch.entries:
+            key = entry.key
+            if isinstance(entry, OwnerEntry):
+                owners[key] = records.put(key, version, entry.value)
+            elif isinstance(entry, RegisterEntry):
+                stamp = (entry.timestamp, origin, *version)
+                fleet[key] = self._fleet.newest(key, below)
+                self._fleet.put(key, stamp, entry.value)
+                if entry.timestamp > horizon:
+                    insort(self._future, (*stamp, key))
+            else:
+                target = self._sets.get(key)
+                if target is None:
+                    target = self._sets[key] = OrSet()
+                element = encode_value(entry.element)
+                sets.setdefault((key, element), element in target)
+                state = target.add if isinstance(entry, AddEntry) else target.remove
+                state(element, entry.dot)
 
-    def _put(self, entry: Entry, batch: Batch, horizon: int) -> None:
-        if isinstance(entry, OwnerEntry):
-            records = self._owners.setdefault(batch.origin, LwwMap())
-            records.put(entry.key, batch.version, entry.value)
-        elif isinstance(entry, RegisterEntry):
-            stamp = (entry.timestamp, batch.origin, *batch.version)
-            self._fleet.put(entry.key, stamp, entry.value)
-            if entry.timestamp > horizon:
-                insort(self._future, (*stamp, entry.key))
-        else:
-            target = self._sets.setdefault(entry.key, OrSet())
-            put = target.add if isinstance(entry, AddEntry) else target.remove
-            put(encode_value(entry.element), entry.dot)
+    def _drop(self, batch: Batch, before: _Before, horizon: int) -> None:
+        """Drop a batch's entries; the counterpart of `_put`."""
+        owners, fleet, sets = before
+        version, below = batch.version, (horizon + 1,)
+        records = self._owners[batch.origin]
+        for entry in batch.entries:
+            key = entry.key
+            if isinstance(entry, OwnerEntry):
+                if key not in owners:
+                    owners[key] = records.newest(key)
+                records.drop(key, version)
+            elif isinstance(entry, RegisterEntry):
+                if key not in fleet:
+                    fleet[key] = self._fleet.newest(key, below)
+                stamp = (entry.timestamp, batch.origin, *version)
+                self._fleet.drop(key, stamp)
+                if self._future:
+                    self._expect_no_more((*stamp, key))
+            else:
+                target = self._sets[key]
+                element = encode_value(entry.element)
+                sets.setdefault((key, element), element in target)
+                drop = target.drop_add if isinstance(entry, AddEntry) else target.drop_remove
+                drop(element, entry.dot)
+                if not target:
+                    del self._sets[key]
 
-    def _drop(self, entry: Entry, batch: Batch) -> None:
-        if isinstance(entry, OwnerEntry):
-            self._owners[batch.origin].drop(entry.key, batch.version)
-        elif isinstance(entry, RegisterEntry):
-            stamp = (entry.timestamp, batch.origin, *batch.version)
-            self._fleet.drop(entry.key, stamp)
-            waiting = (*stamp, entry.key)
-            index = bisect_left(self._future, waiting)
-            if index < len(self._future) and self._future[index] == waiting:
-                del self._future[index]
-        else:
-            target = self._sets[entry.key]
-            drop = target.drop_add if isinstance(entry, AddEntry) else target.drop_remove
-            drop(encode_value(entry.element), entry.dot)
-            if not target:
-                del self._sets[entry.key]
-
-
-def _cell(entry: Entry, origin: NodeId) -> _Cell:
-    if isinstance(entry, OwnerEntry):
-        return OwnerEntry, entry.key, origin
-    if isinstance(entry, RegisterEntry):
-        return RegisterEntry, entry.key, b""
-    return AddEntry, entry.key, encode_value(entry.element)
+    def _expect_no_more(self, waiting: _Waiting) -> None:
+        index = bisect_left(self._future, waiting)
+        if index < len(self._future) and self._future[index] == waiting:
+            del self._future[index]
 
 
-def _change(cell: _Cell, origin: NodeId) -> Change:
-    kind, key, _ = cell
-    if kind is OwnerEntry:
-        return Change("owner", key, origin)
-    return Change("fleet" if kind is RegisterEntry else "set", key, origin)
-
-
-def _differ(old: Candidate | bool | None, new: Candidate | bool | None) -> bool:
-    """Compare two results of a read: by value, and an absent record reads as None."""
-    if isinstance(old, bool) or isinstance(new, bool):
-        return old != new
-    was, is_ = old and old[1], new and new[1]
-    if type(was) is not type(is_):
-        return True
-    # Inside containers Python's == takes True for 1, and so would hide a change.
-    if isinstance(was, list | dict):
-        return encode_value(was) != encode_value(is_)
-    return was != is_
+def _differ(old: Candidate | None, new: Candidate | None) -> bool:
+    """Compare two results of a read: an absent record reads as None."""
+    was, is_ = None if old is None else old[1], None if new is None else new[1]
+    return was != is_ or not same(was, is_)
 
 
 def _detached(value: Value) -> Value:

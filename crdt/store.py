@@ -1,15 +1,14 @@
-"""A node's replica of the fleet's state.
+"""A node's replica of the fleet's state, and its own log within it.
 
-Owns: one log per origin, the state derived from them, and the node's own unsent writes.
+Owns: the node's unsent writes, and what is said again, kept and dropped in its own log.
 Never: sends, stores or schedules; the host makes a batch durable and then calls `persisted`.
-Invariant: what is read is a function of the live batches held (and of the time, for registers
-dated in the future); replicas with equal fingerprints hold the same bytes.
+Invariant: own writes are read, here as everywhere, once they are in a durable batch; what leaves
+the own log is missed by no replica that is not forgotten.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
-from crdt.causal import Dot, NodeId, node_id_of
+from crdt.causal import Dot, NodeId
 from crdt.clock import HybridClock, Instant
 from crdt.codec import MAX_KEY_BYTES, decode_batch, encode_entry
 from crdt.entries import (
@@ -24,8 +23,11 @@ from crdt.entries import (
     owner_identity,
     register_identity,
 )
-from crdt.log import MAX_ENTRIES, SIGNATURE_BYTES, Batch, MergeStatus, OriginLog
-from crdt.state import Change, State
+from crdt.log import Batch, MergeStatus
+from crdt.release import Release
+from crdt.replica import Merge, Replica, Verify
+from crdt.retirement import MAX_RETIRED, PREFIX, epoch_in, retired_key, said_again
+from crdt.state import Change
 from crdt.values import (
     MAX_ELEMENT_BYTES,
     MAX_VALUE_BYTES,
@@ -36,22 +38,16 @@ from crdt.values import (
 )
 from crdt.writer import CAPACITY, Writer, weight
 
+__all__ = ["SWEEP_S", "Merge", "Sign", "Store", "Verify"]
+
 Sign = Callable[[bytes], bytes]
-Verify = Callable[[bytes, bytes, bytes], bool]
-"""(public_key, message, signature) -> whether the signature is right."""
 
-_DIGEST_MOD = 1 << 128
-
-
-class Merge(NamedTuple):
-    """Say what became of a batch, and what reads differently because of it."""
-
-    status: MergeStatus
-    batch: Batch | None
-    changes: tuple[Change, ...]
+SWEEP_S = 30.0
+"""How often batches are rewritten only to get rid of what others' tombstones wait for."""
+_FULL = CAPACITY * 3 // 4
 
 
-class Store:
+class Store(Replica):
     """Write, merge and read replicated state."""
 
     def __init__(
@@ -68,39 +64,25 @@ class Store:
 
         `epoch` belongs to this run of the node alone: no run before it may have used it.
         """
-        if origin != node_id_of(public_key):
-            raise ValueError("the node id does not belong to the public key")
-        self.origin = origin
-        self.clock = clock
-        self._verify = verify
-        self._keys: dict[NodeId, bytes] = {}
-        self._logs: dict[NodeId, OriginLog] = {}
-        self._state = State()
-        self._digest = 0
+        super().__init__(origin, verify=verify, public_key=public_key, clock=clock)
         self._writer = Writer(origin, epoch, sign)
         self._staged: dict[Identity, Entry | None] = {}
         self._load = 0
-        self._moved = False
-        self.contested = False
-        """Whether peers hold batches of this run's time that this node signed but did not write."""
-        self.learn_key(public_key)
+        self._release = Release(origin, self._state, self._log, self.retired)
+        self._moved = self._littered = False  # whether a look for what can go is worth while
+        self._swept_s = float("-inf")
+        self._renounced = 0  # the epoch up to which the fleet has retired this node itself
+        self._overdue = False  # whether what follows from that waits for a commit
 
     @property
     def epoch(self) -> int:
         """Return the epoch that own batches are written in."""
         return self._writer.epoch
 
-    # ------------------------------------------------------------------- keys
-
-    def learn_key(self, public_key: bytes) -> NodeId:
-        """Learn an origin's key, so that its batches can be verified; return its id."""
-        origin = node_id_of(public_key)
-        self._keys[origin] = public_key
-        return origin
-
-    def key_of(self, origin: NodeId) -> bytes | None:
-        """Return an origin's public key, None if unknown."""
-        return self._keys.get(origin)
+    @property
+    def staged(self) -> int:
+        """Return how many writes wait for the next commit."""
+        return len(self._staged)
 
     # ----------------------------------------------------------------- writes
 
@@ -120,8 +102,10 @@ class Store:
     def set_fleet(self, key: str, value: Value, now: Instant) -> None:
         """Stage a fleet register, later than all that could be read; None deletes.
 
-        Raises ValueError (key, value or log too large).
+        Raises ValueError (key, value or log too large; a key that only `retire` writes).
         """
+        if key.startswith(PREFIX):
+            raise ValueError(f"keys under {PREFIX} are written by retiring a member")
         about = register_identity(_key(key))
         shown = self._state.fleet(key, self.clock.horizon(now))
         own = self._staged.get(about) or self._writer.current.get(about)
@@ -164,16 +148,16 @@ class Store:
         taken in. The batches are not applied: make each durable, in order, then call `persisted`.
         Empty if there is nothing to say. O(own entries).
         """
-        self._retire(now)
-        batches = self._writer.commit(self._staged)
+        batches = self._writer.commit(self._staged, self._weed(now))
         self._staged.clear()
+        self._overdue = False
         self._load = self._writer.load
         return batches
 
     def persisted(self, batch: Batch, now: Instant) -> tuple[Change, ...]:
         """Apply an own batch that is durable; return what reads differently."""
         log = self._log(batch.origin)
-        if log.judge(batch) is not MergeStatus.NEW:
+        if batch.epoch <= self._renounced or log.judge(batch) is not MergeStatus.NEW:
             return ()
         return self._apply(log, batch, now)
 
@@ -193,146 +177,139 @@ class Store:
             self._recall(batch)
             self._apply(log, batch, now)
 
-    # ------------------------------------------------------------------ merge
+    # ------------------------------------------------------------- forgetting
 
-    def merge(self, raw: bytes, now: Instant) -> Merge:
-        """Take in a batch of any origin. O(entries) amortised.
+    def settled(self, generation: int, now: Instant) -> None:
+        """Note that every member not forgotten, down ones included, has caught up.
 
-        The state changes only if the status is NEW, or FORKED for the first time: all that a
-        quarantined origin said is then dropped, so that replicas agree whichever branch they saw.
-        Raises DecodeError if malformed; the state is then unchanged.
+        Each has at some time held exactly what this replica held at `generation` or later.
         """
-        batch = decode_batch(raw)
-        if batch.origin not in self._keys:
-            return Merge(MergeStatus.UNKNOWN_KEY, batch, ())
-        log = self._log(batch.origin)
-        status = log.judge(batch)
-        mine = batch.origin == self.origin
-        if mine and batch.epoch < self.epoch and not self._writer.fresh:
-            status = MergeStatus.STALE  # carried over already, or too late
-        forked_before = bool(log.evidence)
-        if status in (MergeStatus.DUPLICATE, MergeStatus.STALE) or forked_before:
-            return Merge(status, batch, ())
-        if not self._signed(batch):
-            return Merge(MergeStatus.BAD_SIGNATURE, batch, ())
-        if status is MergeStatus.FORKED:
-            return Merge(status, batch, self._quarantine(log, batch, now))
-        if mine:
-            self._recall(batch)
-            self._writer.borrowed = True
-        return Merge(status, batch, self._apply(log, batch, now))
+        if generation > self._release.settled:
+            self._release.settled = generation
+            self._moved = self._littered = True
 
-    def mature(self, now: Instant) -> tuple[Change, ...]:
-        """Show the registers whose time has come; return what reads differently."""
-        return self._state.mature(self.clock.horizon(now))
+    def sweep(self, now: Instant) -> bool:
+        """Say whether a commit now would free something, and this is the time for it.
 
-    # ------------------------------------------------------------------- read
+        O(own entries), at most every 30 s, or at any time if the log is nearly full.
+        """
+        if self._overdue:
+            return True
+        if not self._littered or not self._due(now):
+            return False
+        horizon = self.clock.horizon(now)
+        current = self._writer.current.items()
+        if self._litter(horizon) or any(
+            self._release.spent(about, entry, horizon) for about, entry in current
+        ):
+            return True
+        self._littered = False
+        self._swept_s = now.mono_s
+        return False
 
-    def owner(self, origin: NodeId, key: str) -> Value:
-        """Return an origin's own record, None if it has none."""
-        return self._state.owner(origin, key)
+    def retire(self, member: NodeId, now: Instant) -> None:
+        """Stage what makes the fleet forget a member's log, keeping what it said for all.
 
-    def owners(self, prefix: str = "") -> list[tuple[NodeId, str, Value]]:
-        """Return the owner records under a prefix, sorted by origin and key. O(records)."""
-        return self._state.owners(prefix)
-
-    def fleet(self, key: str, now: Instant) -> Value:
-        """Return a register's value, None if it was never set or is deleted."""
-        found = self._state.fleet(key, self.clock.horizon(now))
-        return None if found is None else found[0]
-
-    def fleet_items(self, prefix: str, now: Instant) -> list[tuple[str, Value]]:
-        """Return the registers under a prefix that have a value, sorted. O(registers)."""
-        return self._state.fleet_items(prefix, self.clock.horizon(now))
-
-    def fleet_entry(self, key: str, now: Instant) -> tuple[Value, int, NodeId] | None:
-        """Return (value, timestamp, origin) of a register, deletions included."""
-        return self._state.fleet(key, self.clock.horizon(now))
-
-    def elements(self, key: str) -> list[Value]:
-        """Return the elements of a fleet set, sorted by their bytes. O(elements)."""
-        return [decode_value(element) for element in self._state.set_at(key)]
-
-    def set_keys(self, prefix: str = "") -> list[str]:
-        """Return the keys under a prefix whose set is not empty, sorted. O(sets)."""
-        return self._state.set_keys(prefix)
-
-    @property
-    def hidden(self) -> int:
-        """Return how many registers dated in the future wait for their time."""
-        return self._state.hidden
-
-    @property
-    def complete(self) -> bool:
-        """Say whether every live batch of every known log is held. O(origins)."""
-        return all(log.complete for log in self._logs.values())
-
-    def fingerprint(self) -> bytes:
-        """Return 16 bytes that are equal where the same batches are held. O(1)."""
-        return self._digest.to_bytes(16, "big")
-
-    def knowledge(self) -> dict[NodeId, tuple[int, int, bytes]]:
-        """Return per origin (epoch, sequence, 8 bytes over the batches held). O(origins)."""
-        return {
-            origin: (log.epoch, log.sequence, log.digest.to_bytes(16, "big")[:8])
-            for origin, log in self._logs.items()
+        What others still need of it is said again in this node's name; its epochs so far are over
+        wherever that has arrived whole. It comes back under a later one. Nothing happens where
+        there is nothing to forget. Raises ValueError (this node; or no room: nothing is staged).
+        """
+        if member == self.origin:
+            raise ValueError("a node cannot retire itself")
+        log = self._logs.get(member)
+        key = retired_key(member)
+        about = register_identity(key)
+        own = self._pending(about)
+        said = epoch_in(own.value) if isinstance(own, RegisterEntry) else 0
+        if log is None or log.evidence or said >= log.epoch:
+            return
+        horizon = self.clock.horizon(now)
+        entries = {
+            about: entry
+            for about, entry in said_again(member, log, self._state, horizon).items()
+            if not self._outdone(about, entry)
         }
-
-    def live_batches(self, origin: NodeId, after: tuple[int, int] = (0, 0)) -> list[bytes]:
-        """Return an origin's batches later than (epoch, sequence), verbatim, ascending.
-
-        That is what is live, and before it what is stated until all of that is here. Of a
-        quarantined origin: the two batches that prove its fork. O(live batches).
-        """
-        log = self._logs.get(origin)
-        if log is None:
-            return []
-        if log.evidence:
-            return list(log.evidence)
-        held = sorted([*log.former, *log.batches.values()], key=lambda batch: batch.version)
-        return [batch.raw for batch in held if batch.version > after]
+        shown = self._state.fleet(key, horizon)
+        timestamp = self.clock.tick(now, 0 if shown is None else shown[1])
+        epoch = max(log.epoch, self.retired(member))
+        entries[register_identity(key)] = RegisterEntry(key, epoch, timestamp)
+        for about, entry in entries.items():
+            if isinstance(entry, AddEntry):
+                entries[about] = entry._replace(dot=self._fresh_dot())
+        if self._load + sum(self._growth(*item) for item in entries.items()) > CAPACITY:
+            raise ValueError("this node's log has no room for what the member's says")
+        for about, entry in entries.items():
+            self._stage(about, entry)
+        self._shed_retirements()
 
     # --------------------------------------------------------------- internal
 
-    def _log(self, origin: NodeId) -> OriginLog:
-        return self._logs.get(origin) or OriginLog()
+    def _over(self, origin: NodeId) -> int:
+        over = self.retired(origin)
+        if origin == self.origin and not self._writer.fresh:
+            return max(over, self.epoch - 1)  # carried over already, or too late
+        return over
 
-    def _signed(self, batch: Batch) -> bool:
-        message, signature = batch.raw[:-SIGNATURE_BYTES], batch.raw[-SIGNATURE_BYTES:]
-        return self._verify(self._keys[batch.origin], message, signature)
+    def _returned(self, batch: Batch) -> None:
+        self._recall(batch)
+        self._writer.borrowed = True
 
-    def _apply(self, log: OriginLog, batch: Batch, now: Instant) -> tuple[Change, ...]:
-        """Put a batch judged NEW into its log and the state."""
-        self._logs[batch.origin] = log
-        before = log.digest
-        dropped = log.add(batch)
-        self._digest = (self._digest + log.digest - before) % _DIGEST_MOD
-        return self._update(batch, dropped, batch.origin, now)
+    def _noted(self, put: Batch | None, drop: list[Batch]) -> None:
+        self._moved = self._littered = True
+        self._release.note(put, drop, self.generation)
 
-    def _quarantine(self, log: OriginLog, batch: Batch, now: Instant) -> tuple[Change, ...]:
-        if batch.origin == self.origin:
-            self.contested = True
-            return ()  # a copy of this node speaks in its name; it cannot silence itself
-        before = log.digest
-        dropped = log.quarantine(batch)
-        self._digest = (self._digest + log.digest - before) % _DIGEST_MOD
-        return self._update(None, dropped, batch.origin, now)
+    def _renounce(self, epoch: int) -> None:
+        """Accept that the fleet has forgotten what this node wrote up to an epoch.
 
-    def _update(
-        self, put: Batch | None, drop: list[Batch], origin: NodeId, now: Instant
-    ) -> tuple[Change, ...]:
-        horizon = self.clock.horizon(now)
-        matured = self._state.mature(horizon)
-        entries = () if put is None else put.entries
-        stamps = [entry.timestamp for entry in entries if type(entry) is RegisterEntry]
-        for timestamp in sorted(stamps, reverse=True):
-            self.clock.observe(timestamp, now)
-        if not self._moved:
-            moved = (batch for batch in (put, *drop) if batch is not None)
-            self._moved = any(
-                type(entry) is not OwnerEntry for batch in moved for entry in batch.entries
-            )
-        return matured + self._state.update(put, drop, origin, horizon)
+        It may have deleted it since, so nothing of it is said again but owner records, and what
+        this life took over from such a former one is taken back.
+        """
+        writer = self._writer
+        self._renounced = max(self._renounced, epoch)
+        if writer.log.epoch <= epoch:
+            kept = {
+                about: entry
+                for about, entry in writer.current.items()
+                if isinstance(entry, OwnerEntry)
+            }
+            self._staged = {**kept, **self._staged}
+            writer.restart(max(writer.epoch, epoch + 1))
+        for about in writer.carried(epoch):
+            if about[0] is not OwnerEntry:
+                self._staged.setdefault(about, None)
+        self._weigh()
+        self._overdue = self._overdue or bool(self._staged)
+
+    def _outdone(self, about: Identity, entry: Entry) -> bool:
+        """Say whether this node has written what counts more than a retired member's entry.
+
+        It might not be durable yet, so the state does not tell.
+        """
+        own = self._pending(about)
+        if isinstance(entry, RegisterEntry):
+            return isinstance(own, RegisterEntry) and own.timestamp > entry.timestamp
+        if isinstance(entry, AddEntry):
+            if about in self._staged:
+                return True
+            own = self._pending((RemoveEntry, entry.key, about[2], entry.dot.origin))
+        elif not isinstance(entry, RemoveEntry):
+            return False
+        return isinstance(own, RemoveEntry) and own.dot >= entry.dot
+
+    def _pending(self, about: Identity) -> Entry | None:
+        """Return what the own log says, or will say after the next commit."""
+        return self._staged.get(about, self._writer.current.get(about))
+
+    def _shed_retirements(self) -> None:
+        """Take back the oldest of too many own retirements."""
+        said = {**self._writer.current, **self._staged}
+        own = [
+            (entry.timestamp, about)
+            for about, entry in said.items()
+            if isinstance(entry, RegisterEntry) and entry.key.startswith(PREFIX)
+        ]
+        for _, about in sorted(own)[:-MAX_RETIRED]:
+            self._stage(about, None)
 
     def _recall(self, batch: Batch) -> None:
         """Let the own log take in what a former life wrote, this life's epoch staying the last."""
@@ -342,54 +319,58 @@ class Store:
                 self._staged = {**self._writer.current, **self._staged}
             self._writer.epoch = batch.epoch + 1
         self._writer.restore(batch)
+        self._weigh()
+
+    def _weigh(self) -> None:
         held = self._writer.current
         self._load = self._writer.load + sum(
             weight(entry) - weight(held.get(about)) for about, entry in self._staged.items()
         )
 
+    def _growth(self, about: Identity, entry: Entry | None) -> int:
+        """Return by how much the log grows with an entry."""
+        return weight(entry) - weight(self._pending(about))
+
     def _fresh_dot(self) -> Dot:
         return Dot(self.origin, self.epoch, 0)
 
     def _stage(self, about: Identity, entry: Entry | None) -> None:
-        held = self._writer.current.get(about)
-        change = weight(entry) - weight(self._staged.get(about, held))
+        change = self._growth(about, entry)
         if change > 0 and self._load + change > CAPACITY:
             raise ValueError("this node's log is full: delete records, or share by reference")
         self._load += change
-        if entry is None and held is None:
+        if entry is None and about not in self._writer.current:
             self._staged.pop(about, None)
         else:
             self._staged[about] = entry
 
-    def _retire(self, now: Instant) -> None:
-        """Release own entries without effect: see `_spent`. O(own entries) if anything moved."""
-        if not self._moved:
-            return
-        self._moved = False
-        horizon = self.clock.horizon(now)
-        for about, entry in list(self._writer.current.items()):
-            if self._spent(about, entry, horizon):
-                self._writer.release(about)
+    def _due(self, now: Instant) -> bool:
+        return self._load > _FULL or now.mono_s >= self._swept_s + SWEEP_S
 
-    def _spent(self, about: Identity, entry: Entry, horizon: int) -> bool:
-        """Say whether an entry is a removed add, a beaten register or a remove of dropped adds.
+    def _weed(self, now: Instant) -> list[Identity]:
+        """Release own entries that need not stay; return those whose every copy should go."""
+        horizon, litter = self.clock.horizon(now), []
+        if self._littered and self._due(now):
+            litter = self._litter(horizon)
+            self._littered = False
+            self._swept_s = now.mono_s
+        if self._moved or litter:
+            self._moved = False
+            gone = set(litter)
+            for about, entry in list(self._writer.current.items()):
+                if self._release.spent(about, entry, horizon) or (
+                    about in gone and self._release.litter([entry], horizon, complete=True)
+                ):
+                    self._writer.release(about)
+            self._release.keep_only(self._writer.current)
+        return litter
 
-        What others' logs say counts while they are complete: a re-emitted entry could be on its
-        way. For a remove the add's log must also have got as far as the add.
-        """
-        if isinstance(entry, AddEntry):
-            return self._state.set_at(entry.key).removed(about[2], entry.dot)
-        if isinstance(entry, RegisterEntry):
-            shown = self._state.fleet(entry.key, horizon)
-            if shown is None or shown[1:] <= (entry.timestamp, self.origin):
-                return False
-            return shown[2] != self.origin and self._log(shown[2]).complete
-        if isinstance(entry, RemoveEntry):
-            log, dot = self._log(entry.dot.origin), entry.dot
-            known = (log.epoch, log.sequence) >= (dot.epoch, dot.counter // MAX_ENTRIES)
-            held = self._state.set_at(entry.key).holds(about[2], dot)
-            return known and log.complete and not held
-        return False
+    def _litter(self, horizon: int) -> list[Identity]:
+        return self._release.litter(
+            (entry for batch in self._writer.log.batches.values() for entry in batch.entries),
+            horizon,
+            complete=self.complete,
+        )
 
 
 def _key(key: str) -> str:

@@ -17,7 +17,9 @@ MAX_READ_BYTES = 16_384
 
 Value: TypeAlias = bool | int | float | str | bytes | list["Value"] | dict[str, "Value"] | None
 
-_SCALARS = frozenset((type(None), bool, int, float, str, bytes))
+_NUMBERS = frozenset((type(None), bool, int, float))  # at most 9 bytes each
+_SCALARS = _NUMBERS | {str, bytes}
+_pack = msgpack.Packer().pack  # only for what came in a batch: its buffer never shrinks
 
 
 class DecodeError(Exception):
@@ -31,7 +33,9 @@ def encode_value(value: Value) -> bytes:
     integer beyond 64 bits. O(size).
     """
     try:
-        packed: bytes = msgpack.packb(_canonical(value, MAX_DEPTH))
+        packed: bytes = msgpack.packb(
+            value if type(value) in _SCALARS else _canonical(value, MAX_DEPTH)
+        )
     except (TypeError, OverflowError) as error:
         raise ValueError(f"not plain data: {error}") from error
     return packed
@@ -64,14 +68,41 @@ def check_value(value: Any, depth: int = MAX_DEPTH) -> None:
         raise DecodeError("nested too deep")
     if kind is list:
         for item in value:
-            check_value(item, depth - 1)
+            if type(item) not in _SCALARS:
+                check_value(item, depth - 1)
     elif kind is dict:
         for key, item in value.items():
             if type(key) is not str:
                 raise DecodeError("a map key that is not text")
-            check_value(item, depth - 1)
+            if type(item) not in _SCALARS:
+                check_value(item, depth - 1)
     else:
         raise DecodeError("not plain data")
+
+
+def check_bounded(value: Any, limit_bytes: int) -> None:
+    """Raise DecodeError unless `value`, read from a batch, is plain data of at most so many bytes.
+
+    O(size).
+    """
+    kind = type(value)
+    if kind is str or kind is bytes:
+        if 4 * len(value) + 5 <= limit_bytes:
+            return  # at its longest it is short enough
+    elif kind in _NUMBERS:
+        return
+    else:
+        check_value(value)
+    if len(_pack(value)) > limit_bytes:
+        raise DecodeError("value too long")
+
+
+def same(one: Value, other: Value) -> bool:
+    """Say whether two values read from batches have equal bytes; NaN equals nothing. O(size)."""
+    if type(one) is not type(other) or one != other:
+        return False
+    # Python's == takes 0.0 for -0.0 and, inside containers, True for 1: it would hide a difference.
+    return _pack(one) == _pack(other) or encode_value(one) == encode_value(other)
 
 
 def _canonical(value: Any, depth: int) -> Any:

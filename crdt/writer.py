@@ -12,7 +12,7 @@ with a quarter to spare; that keeps the amortised cost of re-emission near two e
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 
 from crdt.causal import Dot, NodeId
 from crdt.codec import (
@@ -42,6 +42,7 @@ class Writer:
         self._sign = sign
         self._home: dict[Identity, int] = {}  # the sequence of the batch of a current entry
         self._weights: dict[Identity, int] = {}
+        self._carried: tuple[int, dict[Identity, Entry]] = (0, {})
         self.borrowed = False
         """Whether some of a former life's batches came from peers, so the journal lacks them."""
 
@@ -64,20 +65,39 @@ class Writer:
             for entry in batch.entries:
                 self._set_current(identity(entry), entry, batch.sequence)
 
+    def carried(self, epoch: int) -> list[Identity]:
+        """Return what this life took over from one up to `epoch` and has not written since."""
+        of, entries = self._carried
+        if of > epoch:
+            return []
+        return [about for about, entry in entries.items() if self.current.get(about) is entry]
+
+    def restart(self, epoch: int) -> None:
+        """Forget all that was written, and go on in a later epoch."""
+        self.epoch = epoch
+        self.log = OriginLog()
+        self.current, self._home, self._weights = {}, {}, {}
+
     def release(self, about: Identity) -> None:
         """Forget an entry that has no effect any more; its batch goes when it holds no other."""
         del self.current[about], self._home[about], self._weights[about]
 
-    def commit(self, staged: Mapping[Identity, Entry | None]) -> list[Batch]:
+    def commit(
+        self, staged: Mapping[Identity, Entry | None], litter: Collection[Identity] = ()
+    ) -> list[Batch]:
         """Return signed batches that carry the staged entries; None takes an entry back.
 
-        Empty if nothing is staged and nothing can be dropped. All batches carry the live list
-        that the last one leaves. O(entries held).
+        No copy of what is in `litter` stays, but for one that is current. Empty if there is
+        nothing to put or to drop. All batches carry the live list that the last one leaves.
+        O(entries held).
         """
-        doomed = self._doomed(staged)
+        gone = {about for about, entry in staged.items() if entry is None}.union(litter)
+        doomed = self._doomed(gone)
         idle = self.log.batches.keys() - set(self._home.values()) - {self.log.sequence}
-        if not staged and not (self.borrowed if self.fresh else idle):
+        if not staged and not litter and not (self.borrowed if self.fresh else idle):
             return []
+        if self.fresh:
+            self._carried = self.log.epoch, dict(self.current)
         for about, entry in staged.items():
             if entry is None and about in self.current:
                 self.release(about)
@@ -102,16 +122,17 @@ class Writer:
             doomed.update(emptiest[: max(1, excess)])
         return [self._emit(first + index, live, packed) for index, packed in enumerate(bins)]
 
-    def _doomed(self, staged: Mapping[Identity, Entry | None]) -> set[int]:
+    def _doomed(self, gone: Set[Identity]) -> set[int]:
         """Return the batches that must go: re-emission takes what they hold out of the log."""
         if self.fresh:
             return set(self._home.values())
-        taken_back = {about for about, entry in staged.items() if entry is None}
+        if not gone:
+            return set()
         # Superseded copies count: they would come to light again.
         return {
             sequence
             for sequence, batch in self.log.batches.items()
-            if not taken_back.isdisjoint(map(identity, batch.entries))
+            if not gone.isdisjoint(map(identity, batch.entries))
         }
 
     def _emit(self, sequence: int, live: Ranges, packed: Mapping[Identity, Entry]) -> Batch:

@@ -407,7 +407,7 @@ class Daemon:
             before_s = time.monotonic()
             await asyncio.sleep(LAG_PERIOD_S)
             self.loop_lag_s = max(0.0, time.monotonic() - before_s - LAG_PERIOD_S)
-            self.gossip.slow(self.loop_lag_s)
+            self.gossip.slow(self.loop_lag_s, clock.now())
             self.notifier.watchdog()
 
     def _ready_workers(self) -> list[WorkerHandle]:

@@ -7,6 +7,7 @@ from gossip.config import GossipConfig
 from gossip.events import (
     Address,
     Event,
+    KeysChanged,
     MemberDown,
     MemberLeft,
     MemberSuspect,
@@ -18,7 +19,7 @@ from gossip.events import (
     Transmit,
 )
 from gossip.node import GossipNode
-from gossip.sealing import Identity, ReplayWindow, verify
+from gossip.sealing import Identity, Keyring, ReplayWindow, verify
 
 __all__ = [
     "Address",
@@ -26,6 +27,8 @@ __all__ = [
     "GossipConfig",
     "GossipNode",
     "Identity",
+    "Keyring",
+    "KeysChanged",
     "MemberDown",
     "MemberLeft",
     "MemberSuspect",

@@ -1,27 +1,304 @@
-"""Repair: make two replicas equal when their fingerprints say that they are not.
+"""Repair: make two replicas, or two rosters, equal when their summaries say that they are not.
 
-Owns the decision to repair and the pages that compare; never the replica itself (crdt.store).
-Invariant: batches and claims travel verbatim, so whoever repairs vouches for nothing.
+The summary of everything is the root of a 16-way tree of sums over ranges of ids (crdt.ranges).
+Two nodes that differ descend it: each message names the sums of one range's 16 parts, and the
+answer goes on where they differ, until few enough are left to name them one by one on a page. So
+d differences among N cost O(d log N) bytes.
+
+Owns the decision to repair and the pages that compare; never the replica (crdt.store) nor the
+table of members. Invariants: batches and claims travel verbatim, so whoever repairs vouches for
+nothing; nobody answers more than one peer's comparison at a time, nor without limit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from crdt.clock import Instant
+from crdt.codec import DecodeError
+from crdt.ranges import EVERYTHING, MAX_DEPTH, RangeTree, bounds, child_scopes, depth_of
 from crdt.store import Store
 from gossip.broadcast import REPAIR, Link, Links
 from gossip.codec import encode_message
 from gossip.config import GossipConfig
+from gossip.limits import Rates
 from gossip.members import Members
-from gossip.messages import PAGE_ENTRIES, Announce, Knowledge, Payload, Roster
+from gossip.messages import (
+    PAGE_ENTRIES,
+    Announce,
+    Evidence,
+    Knowledge,
+    Message,
+    Payload,
+    Roster,
+    Tree,
+)
 
-_FIRST, _LAST = bytes(16), b"\xff" * 16
-_Entry = tuple[Any, ...]  # begins with an id
+Entry = tuple[Any, ...]  # begins with an id
 _PATIENCE = 2  # pings in a row that must differ: news in flight differs, too
+_TURN_INTERVALS = 4  # the longest that one peer has our attention
+_ANSWERS_PER_S, _ANSWERS_BURST = 64.0, 512.0  # trees and pages sent to one peer on its word
+_GREETED = 4096
+
+
+class Side(Protocol):
+    """What is compared: the replica, or the roster."""
+
+    name: str  # of its counter
+
+    @property
+    def tree(self) -> RangeTree:
+        """Return the sums."""
+
+    def entries(self, low: bytes, high: bytes) -> list[Entry]:
+        """Return what is held from `low` to `high`, by id."""
+
+    def sums_message(self, scope: int) -> Message:
+        """Return the sums of a scope's parts."""
+
+    def page(self, low: bytes, high: bytes, entries: Sequence[Entry], *, reply: bool) -> Message:
+        """Return a page."""
+
+    def supply(self, link: Link, mine: Entry, other: Entry | None) -> bool:
+        """Send what a peer with this entry lacks; tell whether I lack something, too."""
+
+    def useless(self, other: Entry) -> bool:
+        """Tell whether I do not want what a peer holds of an id of which I hold nothing."""
+
+
+class Replica:
+    """The batches of all origins."""
+
+    name = "repairs"
+
+    def __init__(self, store: Store, links: Links, count: Callable[[str], None]) -> None:
+        self._store = store
+        self._links = links
+        self._count = count
+
+    @property
+    def tree(self) -> RangeTree:
+        """Return the sums of the logs' digests."""
+        return self._store.tree
+
+    def entries(self, low: bytes, high: bytes) -> list[Entry]:
+        """Return (origin, epoch, sequence, digest) of the origins from `low` to `high`."""
+        return sorted(
+            (origin, *known) for origin, known in self._store.knowledge(low, high).items()
+        )
+
+    def sums_message(self, scope: int) -> Tree:
+        """Return the sums of a scope's parts."""
+        return Tree(False, scope, self.tree.sums(scope))
+
+    def page(self, low: bytes, high: bytes, entries: Sequence[Entry], *, reply: bool) -> Knowledge:
+        """Return a page."""
+        return Knowledge(low, high, reply, tuple(entries))
+
+    def supply(self, link: Link, mine: Entry, other: Entry | None) -> bool:
+        """Send the batches that the peer lacks, or the proof of their author's fork.
+
+        With equal versions somebody has gaps: both send all that lives.
+        """
+        origin, version = mine[0], mine[1:3]
+        key = self._store.key_of(origin) or b""
+        proof = self._store.evidence(origin)
+        for raw in proof:
+            self._links.offer(link, b"E" + raw, encode_message(Evidence(raw, key)), REPAIR)
+        if proof:
+            return False
+        after = (0, 0) if other is None or other[1:3] == version else other[1:3]
+        for raw in self._store.live_batches(origin, after):
+            self._count("repair_batches")
+            data = encode_message(Payload(raw, key if other is None else b"", 0))
+            if not self._links.offer(link, raw, data, REPAIR):
+                break
+        return other is not None and other[1:3] >= version
+
+    def useless(self, other: Entry) -> bool:
+        """Tell whether the origin's log of that epoch is retired."""
+        return bool(other[1] <= self._store.retired(other[0]))
+
+
+class Census:
+    """The claims of all members."""
+
+    name = "roster_repairs"
+
+    def __init__(self, members: Members, links: Links) -> None:
+        self._members = members
+        self._links = links
+
+    @property
+    def tree(self) -> RangeTree:
+        """Return the sums of the live members' marks."""
+        return self._members.tree
+
+    def entries(self, low: bytes, high: bytes) -> list[Entry]:
+        """Return (id, incarnation, left) of the claims held from `low` to `high`."""
+        return list(self._members.roster(low, high))
+
+    def sums_message(self, scope: int) -> Tree:
+        """Return the sums of a scope's parts."""
+        return Tree(True, scope, self.tree.sums(scope))
+
+    def page(self, low: bytes, high: bytes, entries: Sequence[Entry], *, reply: bool) -> Roster:
+        """Return a page."""
+        return Roster(low, high, reply, tuple(entries))
+
+    def supply(self, link: Link, mine: Entry, other: Entry | None) -> bool:
+        """Send a newer claim, but none of the dead, and none of the gone to who forgot them."""
+        if other is not None and other[1:] > mine[1:]:
+            return True
+        member = self._members.get(mine[0])
+        present = member is None or member.live  # None: this node
+        if present or (mine[2] and other is not None):
+            claim = self._members.claim_of(mine[0])
+            assert claim is not None
+            self._links.offer(link, b"M" + mine[0], encode_message(Announce(claim, 0)), REPAIR)
+        return False
+
+    def useless(self, other: Entry) -> bool:
+        """Tell whether it is the claim of somebody who left."""
+        return bool(other[2])
+
+
+class Comparison:
+    """Compare one side with one peer at a time."""
+
+    def __init__(
+        self, config: GossipConfig, side: Side, links: Links, count: Callable[[str], None]
+    ) -> None:
+        self._config = config
+        self._side = side
+        self._links = links
+        self._count = count
+        self._differs = 0
+        self._answers = Rates(_ANSWERS_PER_S, _ANSWERS_BURST)
+        # a newcomer would get all from everybody
+        self._peer = b""
+        self._quiet_s = self._end_s = 0.0
+
+    def observe(self, link: Link, *, same: bool, first: bool, now: Instant) -> None:
+        """Judge a summary; begin to compare when they kept differing."""
+        self._differs = 0 if same else self._differs + 1
+        if same or not (first or self._differs >= _PATIENCE):
+            return
+        if self._free(now) and self.attend(link, now):
+            self._count(self._side.name)
+            self._descend(link, [EVERYTHING])
+
+    def attend(self, link: Link, now: Instant) -> bool:
+        """Turn to a peer, or stay with it; tell whether that can be."""
+        if self._free(now):
+            self._peer = link.node_id
+            self._end_s = now.mono_s + _TURN_INTERVALS * self._config.probe_interval_s
+        if self._peer != link.node_id:
+            return False
+        self._quiet_s = now.mono_s + self._config.probe_interval_s / 2
+        return True
+
+    def heard(self, link: Link, now: Instant) -> None:
+        """Stay with a peer that is sending what I lacked."""
+        if link.node_id == self._peer and not self._free(now):
+            self.attend(link, now)
+
+    def on_tree(self, link: Link, message: Tree, now: Instant) -> None:
+        """Go on where the sums differ. Raises DecodeError for a scope without parts."""
+        if message.scope == 0 or depth_of(message.scope) == MAX_DEPTH:
+            raise DecodeError("a scope without parts")
+        if not self.attend(link, now):
+            self._count("repairs_declined")
+            return
+        mine = self._side.tree.sums(message.scope)
+        children = child_scopes(message.scope)
+        differing = [
+            child
+            for child, one, other in zip(children, mine, message.sums, strict=True)
+            if one != other
+        ]
+        self._descend(link, differing, now)
+
+    def on_page(
+        self,
+        link: Link,
+        low: bytes,
+        high: bytes,
+        entries: Sequence[Entry],
+        reply: bool,
+        now: Instant,
+    ) -> None:
+        """Send what the page's sender lacks, and what I hold myself where I lack something."""
+        theirs = {entry[0]: entry for entry in entries if low <= entry[0] <= high}
+        held = {entry[0]: entry for entry in self._side.entries(low, high)}
+        lacking: list[bytes] = []
+        for node_id, mine in held.items():
+            other = theirs.pop(node_id, None)
+            if other != mine and self._side.supply(link, mine, other):
+                lacking.append(node_id)
+        lacking += [other[0] for other in theirs.values() if not self._side.useless(other)]
+        if not lacking or reply:
+            return
+        if not self.attend(link, now):
+            self._count("repairs_declined")
+        elif 2 * len(lacking) > len(held):
+            self._send_pages(link, low, high, list(held.values()), now, reply=True)
+        else:
+            for node_id in lacking:
+                one = [held[node_id]] if node_id in held else []
+                self._send_pages(link, node_id, node_id, one, now, reply=True)
+
+    def _free(self, now: Instant) -> bool:
+        return now.mono_s >= min(self._quiet_s, self._end_s)
+
+    def _descend(self, link: Link, scopes: Sequence[int], now: Instant | None = None) -> None:
+        """Send a page for each run of ranges with few ids, sums for each that has many."""
+        run: list[int] = []
+        run_count = 0
+        for scope in scopes:
+            count = self._side.tree.count(scope)
+            few = count <= PAGE_ENTRIES or depth_of(scope) == MAX_DEPTH
+            joins = few and run and run[-1] + 1 == scope and run_count + count <= PAGE_ENTRIES
+            if run and not joins:
+                self._send_run(link, run, now)
+                run, run_count = [], 0
+            if few:
+                run.append(scope)
+                run_count += count
+            else:
+                self._send(link, b"T%x" % scope, self._side.sums_message(scope), now)
+        if run:
+            self._send_run(link, run, now)
+
+    def _send_run(self, link: Link, run: list[int], now: Instant | None) -> None:
+        low, high = bounds(run[0])[0], bounds(run[-1])[1]
+        self._send_pages(link, low, high, self._side.entries(low, high), now, reply=False)
+
+    def _send_pages(
+        self,
+        link: Link,
+        low: bytes,
+        high: bytes,
+        entries: list[Entry],
+        now: Instant | None,
+        *,
+        reply: bool,
+    ) -> None:
+        mark = b"k" if reply else b"K"
+        for first, last, part in _pages(entries, low, high):
+            page = self._side.page(first, last, part, reply=reply)
+            self._send(link, mark + first, page, now)
+
+    def _send(self, link: Link, key: bytes, message: Message, now: Instant | None) -> None:
+        """Queue a message; `now` where it answers one of the peer's."""
+        if now is not None and not self._answers.take(link.node_id, now):
+            self._count("repairs_declined")
+            return
+        key = self._side.name.encode() + key
+        self._links.offer(link, key, encode_message(message), REPAIR)
 
 
 class Repair:
-    """Compare with one peer at a time, and send what it lacks."""
+    """Compare replicas and rosters with the peers."""
 
     def __init__(
         self,
@@ -31,17 +308,12 @@ class Repair:
         links: Links,
         count: Callable[[str], None],
     ) -> None:
-        self._config = config
         self._store = store
         self._members = members
-        self._links = links
-        self._count = count
+        self._state = Comparison(config, Replica(store, links, count), links, count)
+        self._roster = Comparison(config, Census(members, links), links, count)
         self.agreed = False
         """Whether a live peer's replica was equal to ours at some time."""
-        self._state_differs = 0
-        self._roster_differs = 0
-        self._state_busy_s = 0.0  # one repair at a time: a newcomer would get all from everybody
-        self._roster_busy_s = 0.0
         self._greeted: dict[bytes, None] = {}
 
     def agrees(self, fingerprint: bytes) -> bool:
@@ -55,89 +327,32 @@ class Repair:
         first = link.boot not in self._greeted
         if first:
             self._greeted[link.boot] = None
-            if len(self._greeted) > 4096:
+            if len(self._greeted) > _GREETED:
                 del self._greeted[next(iter(self._greeted))]
-        pause_s = self._config.probe_interval_s / 2
-        same = self.agrees(fingerprint)
-        self._state_differs = 0 if same else self._state_differs + 1
-        wanted = not same and (first or self._state_differs >= _PATIENCE)
-        if wanted and now.mono_s >= self._state_busy_s:
-            self._state_busy_s = now.mono_s + pause_s
-            self._count("repairs")
-            self._send_knowledge(link, _FIRST, _LAST, reply=False)
-        same = roster == self._members.digest()
-        self._roster_differs = 0 if same else self._roster_differs + 1
-        wanted = not same and (first or self._roster_differs >= _PATIENCE)
-        if wanted and now.mono_s >= self._roster_busy_s:
-            self._roster_busy_s = now.mono_s + pause_s
-            self._count("roster_repairs")
-            self._send_roster(link, _FIRST, _LAST, reply=False)
+        self._state.observe(link, same=self.agrees(fingerprint), first=first, now=now)
+        self._roster.observe(link, same=roster == self._members.digest(), first=first, now=now)
 
     def on_knowledge(self, link: Link, page: Knowledge, now: Instant) -> None:
-        """Send what the page's sender lacks, and my own page if I lack something."""
-        theirs = {entry[0]: entry[1:] for entry in page.entries}
-        lacking = False
-        for origin, mine in sorted(self._store.knowledge().items()):
-            if not page.low <= origin <= page.high:
-                continue
-            other = theirs.pop(origin, None)
-            if other is None:
-                self._send_batches(link, origin, (0, 0), with_key=True)
-            elif other != mine:
-                # with equal versions somebody has gaps: both send all that lives. Behind a newer
-                # version there is nothing to send but the proof of a fork, if I have one
-                lacking = lacking or other[:2] >= mine[:2]
-                after = (0, 0) if other[:2] == mine[:2] else other[:2]
-                self._send_batches(link, origin, after, with_key=False)
-        if (lacking or theirs) and not page.reply:
-            self._send_knowledge(link, page.low, page.high, reply=True)
+        """Send the batches that the page's sender lacks, and ask for those that I lack."""
+        self._state.on_page(link, page.low, page.high, page.entries, page.reply, now)
 
     def on_roster(self, link: Link, page: Roster, now: Instant) -> None:
-        """Send the newer claims, and my own page if I lack some."""
-        theirs = {node_id: (incarnation, left) for node_id, incarnation, left in page.entries}
-        lacking = False
-        for node_id, incarnation, left in self._members.roster():
-            if not page.low <= node_id <= page.high:
-                continue
-            other = theirs.pop(node_id, (-1, False))
-            if other < (incarnation, left):
-                claim = self._members.claim_of(node_id)
-                assert claim is not None
-                data = encode_message(Announce(claim, False))
-                self._links.offer(link, b"M" + node_id, data, REPAIR)
-            lacking = lacking or other > (incarnation, left)
-        if (lacking or theirs) and not page.reply:
-            self._send_roster(link, page.low, page.high, reply=True)
+        """Send the claims that the page's sender lacks, and ask for those that I lack."""
+        self._roster.on_page(link, page.low, page.high, page.entries, page.reply, now)
 
-    def _send_batches(
-        self, link: Link, origin: bytes, after: tuple[int, int], *, with_key: bool
-    ) -> None:
-        key = (self._store.key_of(origin) or b"") if with_key else b""
-        for raw in self._store.live_batches(origin, after):
-            self._count("repair_batches")
-            if not self._links.offer(link, raw, encode_message(Payload(raw, key)), REPAIR):
-                return
+    def on_news(self, link: Link, origin: bytes, now: Instant) -> None:
+        """Note a batch that was new; of another's it is what a repair brings, most likely."""
+        if origin != link.node_id:
+            self._state.heard(link, now)
 
-    def _send_knowledge(self, link: Link, low: bytes, high: bytes, *, reply: bool) -> None:
-        entries = sorted(
-            (origin, *known)
-            for origin, known in self._store.knowledge().items()
-            if low <= origin <= high
-        )
-        for first, last, part in _pages(entries, low, high):
-            page = Knowledge(first, last, reply, tuple(part))
-            self._links.offer(link, b"K" + first, encode_message(page), REPAIR)
-
-    def _send_roster(self, link: Link, low: bytes, high: bytes, *, reply: bool) -> None:
-        entries = [entry for entry in self._members.roster() if low <= entry[0] <= high]
-        for first, last, part in _pages(entries, low, high):
-            page = Roster(first, last, reply, tuple(part))
-            self._links.offer(link, b"R" + first, encode_message(page), REPAIR)
+    def on_tree(self, link: Link, message: Tree, now: Instant) -> None:
+        """Go on where the sums differ. Raises DecodeError for a scope without parts."""
+        (self._roster if message.roster else self._state).on_tree(link, message, now)
 
 
 def _pages(
-    entries: Sequence[_Entry], low: bytes, high: bytes
-) -> Iterator[tuple[bytes, bytes, Sequence[_Entry]]]:
+    entries: Sequence[Entry], low: bytes, high: bytes
+) -> Iterator[tuple[bytes, bytes, Sequence[Entry]]]:
     """Cut sorted entries into pages whose bounds cover low..high without a gap."""
     starts = range(0, max(1, len(entries)), PAGE_ENTRIES)
     for start in starts:

@@ -1,12 +1,12 @@
 """Links: what is on its way to each peer, and its certain arrival.
 
-Owns the peers' channels, their queues, acknowledgements and resending. Never looks into a message
-beyond its key. Invariants: a queue, the datagrams in flight and the attempts are bounded, and
-what exceeds a bound is dropped, counted, and left to repair.
+Owns the table of links, when each is looked at, and how much leaves at once and in all. Never
+looks into a message beyond its key. Invariants: what exceeds a bound is dropped, counted, and
+left to repair; membership, revocations and answers never wait for tokens; closing an idle link
+says nothing about its peer.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf, nan
 
@@ -15,85 +15,23 @@ from gossip.codec import Packer, counters_to_ranges, encode_message, join_messag
 from gossip.config import GossipConfig
 from gossip.events import Address
 from gossip.handshake import Established
-from gossip.limits import Rates
-from gossip.messages import Message, Received
+from gossip.limits import Bucket, Rates
+from gossip.link import PROMPT, REPAIR, STATE, URGENT, VOLATILE, Item, Link
+from gossip.messages import MAX_PAUSE_MS, Message, Received
 from gossip.sealing import Channel
 
-_ACK_DELAY_S = 0.02
-_MAX_RESEND_S = 3.0
-_FIRST_RTT_S = 0.1
+__all__ = ["PROMPT", "REPAIR", "STATE", "URGENT", "VOLATILE", "Link", "Links"]
+
 _STRANGERS_PER_S, _STRANGERS_BURST = 256 / 60, 256  # of whom one peer may tell
-# priorities: smaller leaves first
-URGENT, STATE, REPAIR = 0, 1, 2
-
-
-@dataclass(slots=True)
-class _Item:
-    key: bytes
-    data: bytes
-    priority: int
-    attempts: int = 0
-
-
-@dataclass(slots=True)
-class _Flight:
-    sent_s: float
-    items: list[_Item]
-
-
-@dataclass(slots=True)
-class Link:
-    """One peer boot that proved its identity and address."""
-
-    node_id: bytes
-    public_key: bytes
-    boot: bytes
-    channel: Channel
-    address: Address
-    made: Established
-    confirmed: bool = False  # something has arrived under the pair key
-    volatile_sequence: int = 0  # newest volatile state of the peer seen on this boot
-    rtt_s: float | None = None
-    rtt_var_s: float = 0.0
-    queues: tuple[dict[bytes, _Item], ...] = field(default_factory=lambda: ({}, {}, {}))
-    flights: dict[int, _Flight] = field(default_factory=dict)
-    immediate: list[bytes] = field(default_factory=list)
-    to_ack: list[int] = field(default_factory=list)
-    ack_due_s: float = inf
-    flushed_s: float = -inf
-    backoff: int = 0
-    scheduled_s: float = inf  # when the table of links looks at this one next
-
-    def sample(self, rtt_s: float) -> None:
-        """Take a round-trip sample into the smoothed estimate (RFC 6298)."""
-        if self.rtt_s is None:
-            self.rtt_s, self.rtt_var_s = rtt_s, rtt_s / 2
-            return
-        self.rtt_var_s += 0.25 * (abs(rtt_s - self.rtt_s) - self.rtt_var_s)
-        self.rtt_s += 0.125 * (rtt_s - self.rtt_s)
-
-    def resend_after_s(self, floor_s: float) -> float:
-        """Return how long an acknowledgement may take before its datagram counts as lost."""
-        rtt_s = self.rtt_s if self.rtt_s is not None else _FIRST_RTT_S
-        base = max(floor_s, rtt_s + 4 * self.rtt_var_s + _ACK_DELAY_S)
-        return min(_MAX_RESEND_S, base * float(1 << self.backoff))
-
-    @property
-    def waiting(self) -> bool:
-        """Tell whether items wait in a queue."""
-        return any(self.queues)
-
-    def deadline(self, config: GossipConfig) -> float:
-        """Return when this link next wants the timer, in mono seconds."""
-        due = self.ack_due_s
-        if self.immediate:
-            return -inf
-        if self.waiting and len(self.flights) < config.window_datagrams:
-            due = min(due, self.flushed_s + config.batching_s)
-        if self.flights:
-            oldest = next(iter(self.flights.values()))
-            due = min(due, oldest.sent_s + self.resend_after_s(config.resend_floor_s))
-        return due
+_ACKS_AT_ONCE = 32
+_BURST_S = 0.25  # of the egress rate, which may leave at once after a rest
+# how full the bucket of the egress must be for each class; the first two overdraw it
+_RESERVES = (-inf, -inf, 0.0, 0.25, 0.5)
+_LEAST_WAIT_S = 0.005  # for tokens: enough for several datagrams
+_FLUSH_BYTES = 64 * 1024  # at once, to all; more would flood the sockets and hold up the loop
+_DATAGRAM_COST = 512  # bytes of that, at least, since each takes time as well
+_FLUSH_PAUSE_S = 0.001
+_LAG_TOLERATED_S = 0.05
 
 
 class Links:
@@ -104,15 +42,22 @@ class Links:
         config: GossipConfig,
         counters: dict[str, int],
         retire: Callable[[bytes, bytes, Channel, bool], None],
+        deaf: Callable[[Link, Instant], None],
     ) -> None:
         self._config = config
         self._retire = retire  # (id, boot, channel, gone for good?) of every dropped link
+        self._deaf = deaf  # called for a link whose peer seems not to hear what is sent
         self._strangers = Rates(_STRANGERS_PER_S, _STRANGERS_BURST)
+        self._egress = Bucket(config.egress_bytes_per_s, config.egress_bytes_per_s * _BURST_S)
         self._counters = counters
         self._by_id: dict[bytes, Link] = {}
         self._by_index: dict[bytes, Link] = {}
         self._agenda: list[tuple[float, int, Link]] = []  # a heap; stale where scheduled_s differs
         self._order = 0
+        self._joined: tuple[list[bytes], bytes] = ([], b"")  # the last payload: often the next
+        self._resume_s = -inf
+        self._sweep_s = -inf
+        self._lag: tuple[float, float] = (0.0, 0.0)  # seconds, and when that was
 
     def get(self, node_id: bytes) -> Link | None:
         """Return the link to a node, if there is one."""
@@ -144,13 +89,17 @@ class Links:
         """Take a finished handshake; return its link, which is the old one for the same boot."""
         old = self._by_id.get(made.node_id)
         if old is not None and old.boot == made.boot:
-            old.address = made.address
+            if old.channel is not made.channel:  # made under a newer epoch key
+                old.channel, old.confirmed = made.channel, False
+            old.address, old.made = made.address, made
             if made.rtt_s is not None:
                 old.sample(made.rtt_s)
             return old
         if old is not None:
             self.close(made.node_id, gone=True)
-        link = Link(made.node_id, made.public_key, made.boot, made.channel, made.address, made)
+        link = Link(
+            made, self._config, self._count, made.channel, made.address, made.made_s, made.made_s
+        )
         if made.rtt_s is not None:
             link.sample(made.rtt_s)
         self._by_id[made.node_id] = link
@@ -172,116 +121,133 @@ class Links:
         self._schedule(link)
 
     def offer(self, link: Link, key: bytes, data: bytes, priority: int) -> bool:
-        """Queue an encoded message until acknowledged; a newer one under a key replaces it."""
-        queue = link.queues[priority]
-        if key not in queue and len(queue) >= self._config.queue_items:
-            self._count("queue_full")
+        """Queue an encoded message until acknowledged; a newer one under a key replaces it.
+
+        What is VOLATILE leaves once, and is dropped when the egress is short. False: not queued.
+        """
+        if not link.offer(Item(key, data, priority)):
             return False
-        queue[key] = _Item(key, data, priority)
         self._schedule(link)
         return True
+
+    def heard(self, link: Link, now: Instant) -> None:
+        """Note that something authentic came from a peer."""
+        link.confirmed = True
+        link.heard_s = link.used_s = now.mono_s
 
     def on_arrival(self, link: Link, counter: int, now: Instant) -> None:
         """Note a datagram that wants an acknowledgement."""
         link.to_ack.append(counter)
-        link.ack_due_s = min(link.ack_due_s, now.mono_s + _ACK_DELAY_S)
-        if len(link.to_ack) >= 32:
-            link.ack_due_s = now.mono_s
+        full = len(link.to_ack) >= _ACKS_AT_ONCE
+        delay_s = 0.0 if full else self._config.ack_delay_s
+        link.ack_due_s = min(link.ack_due_s, now.mono_s + delay_s)
         self._schedule(link)
 
     def on_received(self, link: Link, message: Received, now: Instant) -> None:
-        """Forget what the peer acknowledges; ranges that match nothing are ignored."""
-        if not link.flights:
-            return
-        hit = [
-            counter
-            for counter in link.flights
-            if any(first <= counter <= last for first, last in message.ranges)
-        ]
-        for counter in hit:
-            del link.flights[counter]
-        if hit:
-            link.backoff = 0
-            link.scheduled_s = inf
-            self._schedule(link)
+        """Take a peer's acknowledgements and its wish for a pause."""
+        link.pause_s = message.pause_ms / 1000
+        if link.flights or link.lost:
+            link.acknowledged(message.ranges, now)
+        link.scheduled_s = inf
+        self._schedule(link)
+
+    def behind(self, lag_s: float, now: Instant) -> None:
+        """Ask the peers for pauses as long as this node was late; they halve every second."""
+        if self._lag_s(now) < lag_s < inf:
+            self._lag = (lag_s, now.mono_s)
 
     def deadline(self) -> float:
         """Return when the timer is next wanted; O(log n) amortised."""
         while self._agenda and self._agenda[0][0] != self._agenda[0][2].scheduled_s:
             heappop(self._agenda)
-        return self._agenda[0][0] if self._agenda else inf
+        due_s = self._agenda[0][0] if self._agenda else inf
+        if len(self._by_id) > self._config.links_kept:
+            due_s = min(due_s, self._sweep_s)
+        return max(due_s, self._resume_s)
 
     def flush(self, now: Instant) -> Iterator[tuple[bytes, Address]]:
-        """Yield every datagram that is due."""
+        """Yield the datagrams that are due, so many that the loop is not held up by them."""
+        if len(self._by_id) > self._config.links_kept and now.mono_s >= self._sweep_s:
+            self._close_idle(now)
+        room = _FLUSH_BYTES
         while self.deadline() <= now.mono_s:
             link = heappop(self._agenda)[2]
             link.scheduled_s = inf
-            self._requeue_lost(link, now)
-            while (sealed := self._next_datagram(link, now)) is not None:
+            if link.resend_due_s <= now.mono_s and link.expire(now):
+                self._deaf(link, now)
+            sealed = self._next_datagram(link, now)
+            self._schedule(link)  # again, if more is due: the links take turns
+            if sealed is not None:
+                room -= max(len(sealed), _DATAGRAM_COST)
+                if room <= 0:
+                    self._resume_s = now.mono_s + _FLUSH_PAUSE_S
                 yield sealed, link.address
-            self._schedule(link)
 
     def _schedule(self, link: Link) -> None:
-        due_s = link.deadline(self._config)
+        due_s = link.due_s()
         if due_s < link.scheduled_s:
             link.scheduled_s = due_s
             self._order += 1
             heappush(self._agenda, (due_s, self._order, link))
 
     def _next_datagram(self, link: Link, now: Instant) -> bytes | None:
-        open_window = len(link.flights) < self._config.window_datagrams
-        batch_due = now.mono_s >= link.flushed_s + self._config.batching_s
-        queued = link.waiting and open_window and batch_due
-        if not (link.immediate or queued or link.ack_due_s <= now.mono_s):
+        """Return a sealed datagram of what is due; None if nothing is, or all waits for tokens."""
+        answers_due = link.immediate or link.ack_due_s <= now.mono_s
+        if not answers_due and link.queues_due_s() > now.mono_s:
             return None
         packer = Packer()
         if link.to_ack:
-            packer.add(encode_message(Received(counters_to_ranges(link.to_ack))))
-            link.to_ack, link.ack_due_s = [], inf
+            acked, link.to_ack = link.to_ack[:_ACKS_AT_ONCE], link.to_ack[_ACKS_AT_ONCE:]
+            pause_ms = min(MAX_PAUSE_MS, int(self._lag_s(now) * 1000))
+            packer.add(encode_message(Received(counters_to_ranges(acked), pause_ms)))
+            link.ack_due_s = now.mono_s if link.to_ack else inf
         taken = 0
         while taken < len(link.immediate) and packer.add(link.immediate[taken]):
             taken += 1
         del link.immediate[:taken]
-        items: list[_Item] = []
-        if open_window and not link.immediate:
-            items = self._take(link, packer)
-            if not link.waiting:
-                link.flushed_s = now.mono_s
-        counter, sealed = link.channel.seal(join_messages(packer.parts))
+        items = [] if link.immediate else link.take(packer, self._admitted(link, now))
+        if not packer.parts:
+            return None
+        if packer.parts != self._joined[0]:
+            self._joined = packer.parts, join_messages(packer.parts)
+        counter, sealed = link.channel.seal(self._joined[1])
         if items:
-            link.flights[counter] = _Flight(now.mono_s, items)
+            link.departed(counter, items, now)
+        link.used_s = now.mono_s
+        self._egress.spend(len(sealed))
         return sealed
 
-    def _take(self, link: Link, packer: Packer) -> list[_Item]:
-        items: list[_Item] = []
-        for queue in link.queues:
-            while queue:
-                key, item = next(iter(queue.items()))
-                if not packer.add(item.data):
-                    return items
-                del queue[key]
-                items.append(item)
-        return items
+    def _admitted(self, link: Link, now: Instant) -> int:
+        """Return how many of the queues the peer and the egress have room for."""
+        classes = link.admitted(now)
+        level = self._egress.level(now)
+        if level >= _RESERVES[VOLATILE]:
+            return classes
+        if link.queues[VOLATILE]:
+            self._count("shed_volatile", len(link.queues[VOLATILE]))
+            link.queues[VOLATILE].clear()
+        for one in (STATE, REPAIR):
+            if level < _RESERVES[one]:
+                classes = min(classes, one)
+                if link.queues[one]:
+                    wait_s = max(_LEAST_WAIT_S, self._egress.wait_s(_RESERVES[one]))
+                    link.held_class, link.held_s = one, now.mono_s + wait_s
+                    break
+        return classes
 
-    def _requeue_lost(self, link: Link, now: Instant) -> None:
-        limit_s = link.resend_after_s(self._config.resend_floor_s)
-        lost: list[_Item] = []
-        for counter, flight in list(link.flights.items()):
-            if now.mono_s < flight.sent_s + limit_s:
-                break
-            del link.flights[counter]
-            lost.extend(flight.items)
-        if not lost:
-            return
-        link.backoff = min(link.backoff + 1, 5)
-        link.flushed_s = -inf
-        for item in lost:
-            item.attempts += 1
-            if item.attempts >= self._config.resend_limit:
-                self._count("given_up")
-            else:
-                self._count("resent")
-                link.queues[item.priority].setdefault(item.key, item)
+    def _lag_s(self, now: Instant) -> float:
+        """Return how late this node lately was; 0 for what peers need not know."""
+        lag_s: float = self._lag[0] * 0.5 ** (now.mono_s - self._lag[1])
+        return lag_s if lag_s >= _LAG_TOLERATED_S else 0.0
 
-    def _count(self, name: str) -> None:
-        self._counters[name] = self._counters.get(name, 0) + 1
+    def _close_idle(self, now: Instant) -> None:
+        idle_s = self._config.link_idle_s
+        self._sweep_s = now.mono_s + idle_s / 4
+        idle = [link for link in self._by_id.values() if link.used_s + idle_s <= now.mono_s]
+        idle.sort(key=lambda link: link.used_s)
+        for link in idle[: len(self._by_id) - self._config.links_kept]:
+            self._count("links_idle")
+            self.close(link.node_id)
+
+    def _count(self, name: str, by: int = 1) -> None:
+        self._counters[name] = self._counters.get(name, 0) + by

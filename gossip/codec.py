@@ -14,25 +14,33 @@ import zstandard
 from crdt.codec import DecodeError
 from gossip.messages import (
     ID_BYTES,
+    LAZY_ENTRIES,
     MAX_BATCH_BYTES,
     MAX_HOST_CHARS,
     MAX_INCARNATION,
+    MAX_PAUSE_MS,
+    MAX_SCOPE,
     MAX_VOLATILE_BYTES,
     PAGE_ENTRIES,
     Ack,
     Announce,
     Claim,
+    Evidence,
+    Have,
     IndirectAck,
     Knowledge,
     Message,
+    NewKey,
     Payload,
     Ping,
     PingRequest,
     Received,
     Roster,
     Suspect,
+    Tree,
     VolatileRequest,
     VolatileState,
+    Want,
     canonical_host,
 )
 from gossip.sealing import HEADER_BYTES, MAX_DATAGRAM_BYTES, TAG_BYTES
@@ -102,35 +110,62 @@ def _array(item: Check, most: int) -> Check:
     return check
 
 
-def _key(value: Any) -> bytes:
-    if type(value) is not bytes or len(value) not in (0, 32):
-        raise DecodeError("not a public key")
+def _scope(value: Any) -> int:
+    # a leading one bit, and up to three nibbles of an id below it
+    if type(value) is not int or not 0 <= value <= MAX_SCOPE:
+        raise DecodeError("integer out of range")
+    if value and value.bit_length() % 4 != 1:
+        raise DecodeError("not a scope")
     return value
+
+
+def _some(length: int) -> Check:
+    def check(value: Any) -> bytes:
+        if type(value) is not bytes or len(value) not in (0, length):
+            raise DecodeError("binary of a wrong length")
+        return value
+
+    return check
 
 
 _number = _uint((1 << 48) - 1)
 _incarnation = _uint(MAX_INCARNATION)
 _id = _binary(ID_BYTES)
 _claim = _record(_binary(32), _incarnation, _host, _uint(65535), _flag, _binary(64), make=Claim)
-_probe = (_number, _binary(16), _binary(8), _number)
+_epoch = _uint((1 << 63) - 1)
+_key = _some(32)
+_batch = _binary(1, MAX_BATCH_BYTES)
+_versions = _array(_record(_id, _epoch, _number), LAZY_ENTRIES)
+
+
+def _sums(value: Any) -> tuple[bytes, ...]:
+    if type(value) is not tuple or len(value) != 16:
+        raise DecodeError("not sixteen sums")
+    return tuple([_sum(one) for one in value])
+
+
+_sum = _binary(8)
 
 # code -> (type, its fields' checks); the codes are the wire's, never reused for another meaning
 _TABLE: dict[int, tuple[type[Any], Check]] = {
-    1: (Ping, _record(*_probe, make=Ping)),
-    2: (Ack, _record(*_probe, make=Ack)),
+    1: (Ping, _record(_number, _binary(16), _binary(8), _number, make=Ping)),
+    2: (Ack, _record(_number, _some(16), _some(8), _number, _number, make=Ack)),
     3: (PingRequest, _record(_number, _id, make=PingRequest)),
     4: (IndirectAck, _record(_number, make=IndirectAck)),
-    5: (Announce, _record(_claim, _flag, make=Announce)),
-    6: (Suspect, _record(_id, _incarnation, _id, make=Suspect)),
-    7: (Payload, _record(_binary(1, MAX_BATCH_BYTES), _key, make=Payload)),
-    8: (Received, _record(_array(_record(_number, _number), MAX_RANGES), make=Received)),
+    5: (Announce, _record(_claim, _scope, make=Announce)),
+    6: (Suspect, _record(_id, _incarnation, _id, _scope, make=Suspect)),
+    7: (Payload, _record(_batch, _key, _scope, make=Payload)),
+    8: (
+        Received,
+        _record(_array(_record(_number, _number), MAX_RANGES), _uint(MAX_PAUSE_MS), make=Received),
+    ),
     9: (
         Knowledge,
         _record(
             _id,
             _id,
             _flag,
-            _array(_record(_id, _uint((1 << 63) - 1), _number, _binary(8)), PAGE_ENTRIES),
+            _array(_record(_id, _epoch, _number, _sum), PAGE_ENTRIES),
             make=Knowledge,
         ),
     ),
@@ -142,6 +177,11 @@ _TABLE: dict[int, tuple[type[Any], Check]] = {
     ),
     11: (VolatileState, _record(_number, _binary(1, MAX_VOLATILE_BYTES), make=VolatileState)),
     12: (VolatileRequest, _record(_number, make=VolatileRequest)),
+    13: (Tree, _record(_flag, _scope, _sums, make=Tree)),
+    14: (Have, _record(_versions, make=Have)),
+    15: (Want, _record(_versions, make=Want)),
+    16: (Evidence, _record(_batch, _key, make=Evidence)),
+    17: (NewKey, _record(_uint((1 << 16) - 1), _binary(32), make=NewKey)),
 }
 _CODES: dict[type[Any], int] = {kind: code for code, (kind, _) in _TABLE.items()}
 

@@ -116,16 +116,18 @@ class Contact:
         if made is None:
             return
         before = self._links.get(made.node_id)
+        channel = before.channel if before is not None else None
         link = self._links.open(made)
         if reply is None:
             self._calls.pop(addr, None)
         elif addr in self._calls:
             self._calls[addr].link = link
-        if before is link:
+        if before is not link:
+            self._suspicion.greet(link, now, introduce=not self._members.live())
+        else:
             self._suspicion.remind(link)
-            return
-        self._suspicion.greet(link, now, introduce=not self._members.live())
-        self._on_link(link, now)
+        if link.channel is not channel or made.former:  # other keys, or it lacks the newest
+            self._on_link(link, now)
 
     def _call_seeds(self, now: Instant) -> None:
         live = self._members.live()

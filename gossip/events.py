@@ -43,6 +43,12 @@ class StateChanged(NamedTuple):
     changes: tuple[Change, ...]
 
 
+class KeysChanged(NamedTuple):
+    """The fleet's secret was rotated: keep `GossipNode.keys` as durably as the secret before."""
+
+    number: int
+
+
 class Transmit(NamedTuple):
     """A datagram of at most 1,200 bytes to send."""
 
@@ -67,5 +73,5 @@ class MemberView(NamedTuple):
     since_mono_s: float
 
 
-Event = MemberUp | MemberSuspect | MemberDown | MemberLeft | StateChanged
+Event = MemberUp | MemberSuspect | MemberDown | MemberLeft | StateChanged | KeysChanged
 Output = Transmit | Persist | Event

@@ -4,6 +4,8 @@ Owns nothing but counts and marks; never knows what they stand for. Invariant: m
 whatever comes.
 """
 
+from math import inf
+
 from crdt.clock import Instant
 
 _BUCKETS_LIMIT = 1024
@@ -27,6 +29,32 @@ class Rates:
         if len(self._buckets) > _BUCKETS_LIMIT:
             del self._buckets[next(iter(self._buckets))]
         return granted
+
+
+class Bucket:
+    """One token bucket, which what cannot wait may overdraw by as much as it holds."""
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self._per_s = per_s
+        self._burst = burst
+        self._tokens = burst
+        self._filled_s = -inf
+
+    def level(self, now: Instant) -> float:
+        """Return how full it is: from -1, overdrawn, to 1."""
+        if now.mono_s > self._filled_s:
+            gained = (now.mono_s - self._filled_s) * self._per_s
+            self._tokens = min(self._burst, self._tokens + gained)
+            self._filled_s = now.mono_s
+        return self._tokens / self._burst
+
+    def spend(self, tokens: float) -> None:
+        """Take tokens, whether there are so many or not."""
+        self._tokens = max(-self._burst, self._tokens - tokens)
+
+    def wait_s(self, level: float) -> float:
+        """Return how long it takes from now to reach a level."""
+        return max(0.0, level * self._burst - self._tokens) / self._per_s
 
 
 class Recent:

@@ -1,26 +1,27 @@
 """The table of members: the newest claim of each, and what this node makes of it.
 
-Owns states and claims; never a timer or a message. Invariants: a member's state changes to alive
-only by a newer claim that it signed itself; at most `dead_members` claims of the down and left
-are kept.
+Owns states and claims; never a timer or a message. Invariants: who is down or has left becomes
+alive only by a newer claim that it signed itself; in a small fleet nobody counts as present on
+another's word; at most `dead_members` claims are kept of those that are not.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from crdt.clock import Instant
+from crdt.ranges import EVERYTHING, RangeTree
 from gossip.config import GossipConfig
 from gossip.events import Address, Event, MemberDown, MemberLeft, MemberSuspect, MemberUp
 from gossip.messages import MAX_INCARNATION, Claim, canonical_host, make_claim
 from gossip.sealing import Identity
 
 ALIVE, SUSPECT, DOWN, LEFT = "alive", "suspect", "down", "left"
-MAX_MEMBERS = 4096
+HEARD = "heard"  # another brought its claim, and nobody here has met it: it may be long dead
+MAX_MEMBERS = 16384
 
 
-@dataclass(slots=True)
-class Member:
+class Member(NamedTuple):
     """One other member, as this node sees it."""
 
     node_id: bytes
@@ -51,21 +52,24 @@ class Members:
         emit: Callable[[Event], None],
         count: Callable[[str], None],
     ) -> None:
-        self._identity = identity
+        self.identity = identity
         self._config = config
         self._emit = emit
         self._count = count
         self._table: dict[bytes, Member] = {}
-        self._digest: bytes | None = None
+        self.tree = RangeTree()
+        """Marks of this node's claim and of those of the live; to be read only."""
         self._live: list[Member] | None = None
         self._down: list[Member] | None = None
         if not 0 <= incarnation <= MAX_INCARNATION // 2:  # far beyond what refutations can reach
             raise ValueError(f"incarnation {incarnation}: this identity is used up, make another")
         self.own = make_claim(identity, incarnation, (canonical_host(address[0]), address[1]))
         self.node_id = identity.node_id
+        self._mark(self.own, 1)
 
     def __iter__(self) -> Iterator[Member]:
-        return iter(self._table.values())
+        """Iterate over those that are, or were, present."""
+        return (member for member in self._table.values() if member.state != HEARD)
 
     def get(self, node_id: bytes) -> Member | None:
         """Return a member, or None for strangers and for this node."""
@@ -93,35 +97,56 @@ class Members:
         if address is not None:
             where = (canonical_host(address[0]), address[1])
         left = left or self.own.left
-        self.own = make_claim(self._identity, incarnation, where, left=left)
-        self._changed()
+        self._mark(self.own, -1)
+        self.own = make_claim(self.identity, incarnation, where, left=left)
+        self._mark(self.own, 1)
         return self.own
 
-    def accept(self, claim: Claim, now: Instant) -> bool:
-        """Take another's claim if it is newer and authentic; tell whether it was taken."""
+    def accept(self, claim: Claim, now: Instant, *, met: bool) -> bool:
+        """Take another's claim if it is newer and authentic; tell whether it was taken.
+
+        `met` says that its subject is in contact with this node.
+        """
         node_id = claim.node_id
         known = self._table.get(node_id)
         if known is not None and claim.order <= known.claim.order:
             return False
-        if known is None and len(self.live()) >= MAX_MEMBERS:
+        if known is None and self.tree.count(EVERYTHING) > MAX_MEMBERS:
             self._count("dropped_members_full")
             return False
-        if not claim.authentic():
+        if not claim.authentic(self.identity):
             self._count("dropped_claim")
             return False
-        state = LEFT if claim.left else ALIVE
-        fresh = known is None or known.state != state or known.address != (claim.host, claim.port)
-        member = Member(node_id, claim, state, now.mono_s)
-        if known is not None and known.state == state:
-            member.since_s = known.since_s
-        self._table[node_id] = member
-        self._changed()
+        state = self._state_for(claim, known, met)
+        since_s = known.since_s if known is not None and known.state == state else now.mono_s
+        member = Member(node_id, claim, state, since_s)
+        fresh = known is None or known.state != member.state or known.address != member.address
+        self._put(member, known)
         if fresh and claim.left:
             self._emit(MemberLeft(node_id))
-        elif fresh:
+        elif fresh and member.live:
             self._emit(MemberUp(node_id, member.address, claim.incarnation))
-        self._prune()
+        if not member.live:
+            self._prune()
         return True
+
+    def vouch(self, member: Member, now: Instant) -> None:
+        """Count one who was suspected, or only heard of, as present: it has answered."""
+        if member.state in (SUSPECT, HEARD):
+            self._turn(member, ALIVE, now)
+            self._emit(MemberUp(member.node_id, member.address, member.claim.incarnation))
+
+    def overdue(self, now: Instant) -> list[Member]:
+        """Return those that have been down for longer than members are remembered."""
+        limit_s = now.mono_s - self._config.retire_after_s
+        return [member for member in self.down() if member.since_s < limit_s]
+
+    def forget(self, node_id: bytes) -> None:
+        """Drop a member that is not live; from then on it is a stranger."""
+        member = self._table.get(node_id)
+        if member is not None and not member.live:
+            del self._table[node_id]
+            self._live = self._down = None
 
     def suspect(self, member: Member, now: Instant) -> None:
         """Doubt an alive member."""
@@ -135,18 +160,20 @@ class Members:
         self._prune()
 
     def digest(self) -> bytes:
-        """Return 8 bytes that are equal where the same live members are known; cached."""
-        if self._digest is None:
-            total = _mark(self.node_id, self.own)
-            for member in self.live():
-                total ^= _mark(member.node_id, member.claim)
-            self._digest = total.to_bytes(8, "big")
-        return self._digest
+        """Return 8 bytes that are equal where the same live members are known. O(1)."""
+        return self.tree.sum_of(EVERYTHING)[:8]
 
-    def roster(self) -> list[tuple[bytes, int, bool]]:
-        """Return (id, incarnation, left) of every claim held, own included, by id."""
-        claims = [(member.node_id, member.claim) for member in self._table.values()]
-        claims.append((self.node_id, self.own))
+    def roster(
+        self, low: bytes = bytes(16), high: bytes = b"\xff" * 16
+    ) -> list[tuple[bytes, int, bool]]:
+        """Return (id, incarnation, left) of the claims held from low to high, own included."""
+        claims = [
+            (node_id, member.claim)
+            for node_id, member in self._table.items()
+            if low <= node_id <= high
+        ]
+        if low <= self.node_id <= high:
+            claims.append((self.node_id, self.own))
         return sorted((node_id, claim.incarnation, claim.left) for node_id, claim in claims)
 
     def claim_of(self, node_id: bytes) -> Claim | None:
@@ -156,23 +183,39 @@ class Members:
         member = self._table.get(node_id)
         return member.claim if member else None
 
-    def _turn(self, member: Member, state: str, now: Instant) -> None:
-        member.state, member.since_s = state, now.mono_s
-        self._changed()
+    def _state_for(self, claim: Claim, known: Member | None, met: bool) -> str:
+        if claim.left:
+            return LEFT
+        if met or (known is not None and known.state != HEARD):
+            return ALIVE
+        # somebody who slept may bring the claim of a member that died long ago. In a large fleet
+        # not everybody can meet everybody
+        small = self.tree.count(EVERYTHING) <= self._config.direct_members
+        return HEARD if small else ALIVE
 
-    def _changed(self) -> None:
-        self._digest = self._live = self._down = None
+    def _put(self, member: Member, known: Member | None) -> None:
+        was = known.claim if known is not None and known.live else None
+        now = member.claim if member.live else None
+        if was is not now:
+            if was is not None:
+                self._mark(was, -1)
+            if now is not None:
+                self._mark(now, 1)
+        self._table[member.node_id] = member
+        self._live = self._down = None
+
+    def _turn(self, member: Member, state: str, now: Instant) -> None:
+        self._put(Member(member.node_id, member.claim, state, now.mono_s), member)
+
+    def _mark(self, claim: Claim, by: int) -> None:
+        stamp = claim.incarnation.to_bytes(8, "big") + bytes((claim.left,))
+        mark = blake2b(claim.node_id + stamp, digest_size=16).digest()
+        self.tree.change(claim.node_id, by * int.from_bytes(mark, "big"), count=by)
 
     def _prune(self) -> None:
         dead = [member for member in self._table.values() if not member.live]
         excess = len(dead) - self._config.dead_members
         if excess > 0:
-            dead.sort(key=lambda member: member.since_s)
+            dead.sort(key=lambda member: (member.state != HEARD, member.since_s))
             for member in dead[:excess]:
-                del self._table[member.node_id]
-            self._changed()
-
-
-def _mark(node_id: bytes, claim: Claim) -> int:
-    stamp = claim.incarnation.to_bytes(8, "big") + bytes((claim.left,))
-    return int.from_bytes(blake2b(node_id + stamp, digest_size=8).digest(), "big")
+                self.forget(member.node_id)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgpack
 
 from crdt.causal import node_id_of
-from gossip.sealing import Identity, verify
+from gossip.sealing import Identity
 
 ID_BYTES = 16
 MAX_BATCH_BYTES = 1000
@@ -17,6 +17,9 @@ MAX_VOLATILE_BYTES = 400
 MAX_HOST_CHARS = 64
 MAX_INCARNATION = (1 << 48) - 1
 PAGE_ENTRIES = 22  # of at most 48 bytes each, so that any page fits a datagram
+LAZY_ENTRIES = 16
+MAX_SCOPE = (1 << 13) - 1  # three levels of 16 below the root, crdt.ranges
+MAX_PAUSE_MS = 1000
 
 
 def canonical_host(host: str) -> str:
@@ -55,9 +58,9 @@ class Claim(NamedTuple):
         """Return what claims of one subject are ordered by."""
         return self.incarnation, self.left
 
-    def authentic(self) -> bool:
-        """Tell whether the subject signed this."""
-        return verify(self.public_key, _signed_part(self), self.signature)
+    def authentic(self, by: Identity) -> bool:
+        """Tell whether the subject signed this, by a node's own cryptography."""
+        return by.verify(self.public_key, _signed_part(self), self.signature)
 
 
 def _signed_part(claim: Claim) -> bytes:
@@ -82,12 +85,13 @@ class Ping(NamedTuple):
 
 
 class Ack(NamedTuple):
-    """The answer to a Ping of the same number."""
+    """The answer to a Ping of the same number; empty summaries equal those of the ping."""
 
     number: int
     fingerprint: bytes
     roster: bytes
     volatile: int
+    wall_s: int
 
 
 class PingRequest(NamedTuple):
@@ -104,31 +108,40 @@ class IndirectAck(NamedTuple):
 
 
 class Announce(NamedTuple):
-    """A claim; `introduce` asks the receiver to pass it to everybody it knows."""
+    """A claim, to be passed on to the live members in `scope` (0: nobody)."""
 
     claim: Claim
-    introduce: bool
+    scope: int
 
 
 class Suspect(NamedTuple):
-    """`accuser` got no answer from `subject`, last known at `incarnation`."""
+    """`accuser` got no answer from `subject`, last known at `incarnation`; pass on in `scope`."""
 
     subject: bytes
     incarnation: int
     accuser: bytes
+    scope: int
 
 
 class Payload(NamedTuple):
-    """A signed batch verbatim; the origin's public key where the receiver may not know it."""
+    """A signed batch verbatim, to be passed on in `scope`.
+
+    With the origin's public key where the receiver may not know it.
+    """
 
     raw: bytes
     public_key: bytes
+    scope: int
 
 
 class Received(NamedTuple):
-    """Counters of datagrams that arrived, as (first, last) ranges."""
+    """Counters of datagrams that arrived, as (first, last) ranges.
+
+    `pause_ms` asks to leave that much time between two datagrams of less than urgent things.
+    """
 
     ranges: tuple[tuple[int, int], ...]
+    pause_ms: int
 
 
 class Knowledge(NamedTuple):
@@ -166,6 +179,40 @@ class VolatileRequest(NamedTuple):
     have: int
 
 
+class Tree(NamedTuple):
+    """The sums of the 16 child ranges of `scope`, of the replica or (`roster`) of the members."""
+
+    roster: bool
+    scope: int
+    sums: tuple[bytes, ...]
+
+
+class Have(NamedTuple):
+    """Batches the sender holds, as (origin, epoch, sequence): ask if you miss them."""
+
+    versions: tuple[tuple[bytes, int, int], ...]
+
+
+class Want(NamedTuple):
+    """Please send these batches that you said you have."""
+
+    versions: tuple[tuple[bytes, int, int], ...]
+
+
+class Evidence(NamedTuple):
+    """One of two batches that prove their origin's fork; the other travels the same way."""
+
+    raw: bytes
+    public_key: bytes
+
+
+class NewKey(NamedTuple):
+    """The fleet's secret of a later key epoch."""
+
+    number: int
+    secret: bytes
+
+
 Message = (
     Ping
     | Ack
@@ -179,4 +226,9 @@ Message = (
     | Roster
     | VolatileState
     | VolatileRequest
+    | Tree
+    | Have
+    | Want
+    | Evidence
+    | NewKey
 )

@@ -12,16 +12,15 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
 from crdt.causal import node_id_of
 from crdt.clock import Instant
 from crdt.codec import DecodeError, Value
 from crdt.log import Batch, MergeStatus
-from crdt.store import Store
+from crdt.store import Merge, Store
+from gossip.agreement import Agreement
 from gossip.antientropy import Repair
-from gossip.broadcast import STATE, Link, Links
-from gossip.codec import decode_payload, encode_message
+from gossip.broadcast import Link, Links
+from gossip.codec import decode_payload
 from gossip.config import GossipConfig
 from gossip.contact import Contact
 from gossip.events import Address, Event, MemberView, Output, Persist, StateChanged, Transmit
@@ -31,31 +30,34 @@ from gossip.messages import (
     Ack,
     Announce,
     Claim,
+    Evidence,
+    Have,
     IndirectAck,
     Knowledge,
     Message,
+    NewKey,
     Payload,
     Ping,
     PingRequest,
     Received,
     Roster,
     Suspect,
+    Tree,
     VolatileRequest,
     VolatileState,
+    Want,
 )
-from gossip.probe import Probing, Summary
-from gossip.sealing import (
-    KIND_HANDSHAKE,
-    KIND_SEALED,
-    DropError,
-    Identity,
-    parse_header,
-)
+from gossip.pacing import WriteLaw
+from gossip.pings import Pings, Summary
+from gossip.probe import Probing
+from gossip.rotation import Rotation
+from gossip.sealing import KIND_HANDSHAKE, DropError, Identity, Keyring, parse_header
+from gossip.spread import ALL, Spread
 from gossip.suspicion import Suspicion
 from gossip.volatile import Volatiles
 
-_RELIABLE = (Announce, Suspect, Payload, Knowledge, Roster)
-_HELD_UP_S = 0.25  # a timer this late means that the host was held up, not that others are silent
+_RELIABLE = (Announce, Suspect, Payload, Knowledge, Roster, Tree, Want, Evidence, NewKey)
+_HELD_UP_S = 0.1  # a timer this late means that the host was held up, not that others are silent
 
 
 class GossipNode:
@@ -64,7 +66,7 @@ class GossipNode:
     def __init__(
         self,
         identity: Identity,
-        secret: bytes,
+        secret: bytes | Keyring,
         store: Store,
         config: GossipConfig,
         rng: random.Random,
@@ -73,14 +75,16 @@ class GossipNode:
         incarnation: int,
         address: Address,
         now: Instant,
-        exchange: X25519PrivateKey | None = None,
+        exchange: bytes | None = None,
+        revoked: Callable[[bytes], bool] = lambda node_id: False,
     ) -> None:
         """Make a node that knows nobody yet.
 
         `boot` is 16 fresh random bytes of this run; `incarnation` must be greater than that of
         earlier runs; `address` (host an IP address) is where others reach this node. `exchange` is
         this boot's secret key, given only where runs must repeat (simulation); `rng` decides
-        nothing secret. ValueError for a host that is none, or an incarnation out of range.
+        nothing secret. Ids that are `revoked` get no handshake and no new key. ValueError for a
+        host that is none, or an incarnation out of range.
         """
         self.counters: dict[str, int] = {}
         self._outputs: deque[Output] = deque()
@@ -90,12 +94,35 @@ class GossipNode:
         self._identity = identity
         self._born_s = now.mono_s
         self._left = False
-        handshake = Handshake(identity, secret, boot, exchange, config.handshakes_per_s)
-        self._links = Links(config, self.counters, handshake.retire)
+        handshake = Handshake(
+            identity,
+            secret,
+            boot,
+            exchange,
+            config.handshakes_per_s,
+            known=lambda node_id: self._members.get(node_id) is not None,
+            revoked=revoked,
+        )
+        self.keys = handshake.keys
+        self._links = Links(config, self.counters, handshake.retire, self._on_deaf)
         self._members = Members(
             identity, incarnation, address, config, self._outputs.append, self._count
         )
-        self._suspicion = Suspicion(config, self._members, self._links, self._on_met)
+        self._spread = Spread(
+            config, rng, store, self._members, self._links, self._call, self._count
+        )
+        self._pings = Pings(config, self._links, self._summary)
+        self._agreement = Agreement(config, store, self._members)
+        self._suspicion = Suspicion(
+            config,
+            rng,
+            self._members,
+            self._links,
+            self._spread,
+            self._pings,
+            self._on_met,
+            self._count,
+        )
         self._contact = Contact(
             config,
             rng,
@@ -106,7 +133,15 @@ class GossipNode:
             self._transmit,
             self._on_link,
         )
-        self._volatile = Volatiles(config, self._members, self._links, self._count)
+        self._rotation = Rotation(
+            self.keys, self._links, revoked, self._contact.call, self._emit, self._count
+        )
+        self._law = WriteLaw(config)
+        self._commit_wanted = False
+        self._commit_s = inf
+        self._volatile = Volatiles(
+            config, self._members, self._links, self._spread.neighbours, self._count
+        )
         self._repair = Repair(config, store, self._members, self._links, self._count)
         self._probing = Probing(
             config,
@@ -114,7 +149,7 @@ class GossipNode:
             self._members,
             self._links,
             self._suspicion,
-            self._summary,
+            self._pings,
             self._contact.call,
         )
         self._handlers: dict[type[Any], Callable[[Link, Any, Instant], None]] = {
@@ -128,6 +163,11 @@ class GossipNode:
             Received: self._links.on_received,
             Knowledge: self._repair.on_knowledge,
             Roster: self._repair.on_roster,
+            Tree: self._repair.on_tree,
+            Have: self._spread.announcements.on_have,
+            Want: self._spread.announcements.on_want,
+            Evidence: self._on_evidence,
+            NewKey: self._rotation.on_new_key,
             VolatileState: self._volatile.on_state,
             VolatileRequest: self._volatile.on_request,
         }
@@ -142,10 +182,8 @@ class GossipNode:
             kind, _, index, counter = parse_header(data)
             if kind == KIND_HANDSHAKE:
                 self._contact.receive(data, addr, now)
-            elif kind == KIND_SEALED:
-                self._receive_sealed(data, index, counter, now)
             else:
-                raise DropError("version")
+                self._receive_sealed(data, index, counter, now)
         except DropError as drop:
             self._count("dropped_" + drop.reason)
         except DecodeError:
@@ -154,38 +192,38 @@ class GossipNode:
 
     def handle_timer(self, now: Instant) -> None:
         """Do what is due; call it at next_deadline(), or later."""
+        # other rooms' deadlines may lie in the past when they come up
         late_s = now.mono_s - min(self._probing.deadline(), self._suspicion.deadline())
-        if _HELD_UP_S < late_s < inf:
+        self._links.behind(late_s, now)
+        if _HELD_UP_S < late_s < inf and not self._left:
+            # the loop's timers run before its socket is read: nobody is judged before that
             self._probing.slow(late_s)
-            self._probing.defer(late_s)
-            self._suspicion.defer(late_s)
+            self._probing.defer(late_s, now)
+            self._suspicion.defer(late_s, now)
         if not self._left:
             self._probing.tick(now)
             self._contact.tick(now)
             self._volatile.tick(now)
-        self._suspicion.expire(now)
+            self._spread.tick(now)
+            self._agreement.tick(now)
+        self._suspicion.tick(now)
+        self._commit(now)
         self._changed(self._store.mature(now))
         self._flush(now)
 
     def commit(self, now: Instant) -> None:
-        """Bundle the store's staged writes into signed batches, each to be persisted."""
-        for batch in self._store.commit(now):
-            self._outputs.append(Persist(batch))
+        """Have the store's staged writes bundled into signed batches, each to be persisted.
+
+        At once, or when the write law allows: what is written meanwhile joins them, and of a key
+        written twice only the newest value travels.
+        """
+        self._commit_wanted = True
+        self._commit(now)
 
     def persisted(self, batch: Batch, now: Instant) -> None:
         """Make a durable batch visible, and send it to all."""
-        changes = self._store.persisted(batch, now)
-        self._changed(changes)
-        data = encode_message(Payload(batch.raw, b""))
-        peers = [
-            link
-            for member in self._members.live()
-            if (link := self._links.get(member.node_id)) is not None
-        ]
-        if len(peers) > self._config.fan_out:
-            peers = self._rng.sample(peers, self._config.fan_out)
-        for link in peers:
-            self._links.offer(link, batch.raw, data, STATE)
+        self._changed(self._store.persisted(batch, now))
+        self._spread.batch(batch, b"", ALL, now)
         self._flush(now)
 
     def set_volatile(self, key: str, value: Value, now: Instant) -> None:
@@ -203,19 +241,30 @@ class GossipNode:
     def leave(self, now: Instant) -> None:
         """Say goodbye; flush and give the peers a moment to acknowledge before closing."""
         self._left = True
-        self._suspicion.renew(self._members.own.incarnation, left=True)
+        self._suspicion.renew(self._members.own.incarnation, now, left=True)
         self._flush(now)
 
     def readdress(self, address: Address, now: Instant) -> None:
         """Tell everybody that this node is now reached at another address."""
-        self._suspicion.renew(self._members.own.incarnation, address)
+        self._suspicion.renew(self._members.own.incarnation, now, address)
         for member in self._members.live():
             self._contact.call(member.address, now)
         self._flush(now)
 
-    def slow(self, lag_s: float) -> None:
+    def rotate(self, number: int, secret: bytes, now: Instant) -> bool:
+        """Replace the fleet's secret everywhere by that of a later key epoch (32 bytes).
+
+        Tell whether it was later than the current one; the one before stays good until
+        `keys.forget_previous()`, so that members that are away can come back.
+        """
+        taken = self._rotation.rotate(number, secret)
+        self._flush(now)
+        return taken
+
+    def slow(self, lag_s: float, now: Instant) -> None:
         """Report that the host's event loop was late; this node becomes patient."""
         self._probing.slow(lag_s)
+        self._links.behind(lag_s, now)
 
     # outputs and views
 
@@ -225,11 +274,15 @@ class GossipNode:
 
     def next_deadline(self) -> float:
         """Return when handle_timer is next wanted, in mono seconds (maybe in the past)."""
-        due = min(self._links.deadline(), self._suspicion.deadline())
+        due = min(self._links.deadline(), self._suspicion.deadline(), self._commit_s)
         if self._left:
             return due
         return min(
-            due, self._probing.deadline(), self._contact.deadline(), self._volatile.deadline()
+            due,
+            self._probing.deadline(),
+            self._contact.deadline(),
+            self._volatile.deadline(),
+            self._spread.deadline(),
         )
 
     def volatile(self, node_id: bytes, key: str) -> Value | None:
@@ -280,7 +333,7 @@ class GossipNode:
             self._count("unknown_messages", unknown)
         if any(isinstance(message, _RELIABLE) for message in messages):
             self._links.on_arrival(link, counter, now)
-        link.confirmed = True
+        self._links.heard(link, now)
         self._probing.heard(link.node_id)
         for message in messages:
             self._handle(link, message, now)
@@ -293,39 +346,95 @@ class GossipNode:
 
     def _on_ping(self, link: Link, message: Ping, now: Instant) -> None:
         if not self._left:
-            self._probing.on_ping(link, message, now)
-            self._repair.agrees(message.fingerprint)
+            self._pings.on_ping(link, message, now)
+            if self._repair.agrees(message.fingerprint):
+                self._agreement.held(link.node_id, self._store.generation)
             self._volatile.observe(link, message.volatile)
 
     def _on_ack(self, link: Link, message: Ack, now: Instant) -> None:
-        self._probing.on_ack(link, message, now)
-        self._volatile.observe(link, message.volatile)
-        self._repair.observe(link, message.fingerprint, message.roster, now)
+        answer = self._probing.on_ack(link, message, now)
+        if answer is None:  # to nothing that was asked, or long ago
+            self._count("acks_unknown")
+            return
+        sent, ack = answer
+        self._volatile.observe(link, ack.volatile)
+        self._repair.observe(link, ack.fingerprint, ack.roster, now)
+        self._agreement.clock(link.node_id, ack.wall_s, now)
+        if ack.fingerprint == sent.summary.fingerprint:
+            self._agreement.held(link.node_id, sent.summary.generation)
+        elif ack.fingerprint == self._store.fingerprint():
+            self._agreement.held(link.node_id, self._store.generation)
 
     def _on_payload(self, link: Link, message: Payload, now: Instant) -> None:
-        merge = self._store.merge(message.raw, now)
-        key = message.public_key
+        merge = self._taken(link, message, self._store.merge, now)
+        if merge.status is MergeStatus.NEW and merge.batch is not None:
+            key = message.public_key
+            self._spread.batch(merge.batch, key, message.scope, now, link.node_id)
+            self._repair.on_news(link, merge.batch.origin, now)
+
+    def _on_evidence(self, link: Link, message: Evidence, now: Instant) -> None:
+        self._taken(link, message, self._store.testify, now)
+
+    def _taken(
+        self,
+        link: Link,
+        message: Payload | Evidence,
+        take: Callable[[bytes, Instant], Merge],
+        now: Instant,
+    ) -> Merge:
+        """Give a batch to the store, with its origin's key if that is news and allowed."""
+        merge = take(message.raw, now)
         stranger = merge.batch if merge.status is MergeStatus.UNKNOWN_KEY else None
-        signed = stranger is not None and node_id_of(key) == stranger.origin
-        if signed and self._links.may_introduce(link, now):
-            self._store.learn_key(key)
-            merge = self._store.merge(message.raw, now)
+        if stranger is not None:
+            claim = self._members.claim_of(stranger.origin)
+            key = message.public_key if claim is None else claim.public_key
+            signed = node_id_of(key) == stranger.origin
+            if signed and (claim is not None or self._links.may_introduce(link, now)):
+                self._store.learn_key(key)
+                merge = take(message.raw, now)
         self._count("batches_" + merge.status.name.lower())
         self._changed(merge.changes)
+        return merge
+
+    def _commit(self, now: Instant) -> None:
+        """Commit what is wanted and allowed, or note when to look again."""
+        self._commit_s = inf
+        if not self._commit_wanted:
+            return
+        entries, sharing = self._store.staged, len(self._members.live()) + 1
+        if self._law.grant(entries, sharing, now):
+            self._commit_wanted = False
+            for batch in self._store.commit(now):
+                self._outputs.append(Persist(batch))
+        else:
+            self._count("commits_delayed")
+            self._commit_s = self._law.ready_s(entries, sharing, now)
 
     def _on_met(self, claim: Claim, now: Instant) -> None:
         link = self._links.get(claim.node_id)
         address = (claim.host, claim.port)
-        if link is None or link.address != address:
+        strange = link is None and self._spread.neighbours.wants(claim.node_id)
+        if strange or (link is not None and link.address != address):
             self._contact.call_claimed(address, now)
+        self._probing.introduce(claim.node_id, now)
 
     def _on_link(self, link: Link, now: Instant) -> None:
         self._store.learn_key(link.public_key)
+        self._rotation.on_link(link)
+        self._spread.on_link(link, now)
         self._probing.on_link(link, now)
-        self._probing.ping(link)
+
+    def _on_deaf(self, link: Link, now: Instant) -> None:
+        self._contact.call(link.address, now)
+
+    def _call(self, address: Address, now: Instant) -> None:
+        self._contact.call(address, now)
 
     def _summary(self) -> Summary:
-        return self._store.fingerprint(), self._members.digest(), self._volatile.sequence
+        store, members = self._store, self._members
+        return Summary(
+            store.fingerprint(), members.digest(), self._volatile.sequence, store.generation
+        )
 
     def _changed(self, changes: tuple[Any, ...]) -> None:
         if changes:

@@ -1,22 +1,63 @@
-"""Doubt, refutation, death and goodbye (SWIM, sections 4.2 and 4.4).
+"""Doubt, refutation, death and goodbye (SWIM, sections 4.2 and 4.4; Lifeguard, section IV).
 
 Owns the suspicion timers and the rumours about members. Never declares anybody down on another's
-word: a rumour only starts this node's own timer, and the subject can end it with a newer claim.
+word: a rumour only starts this node's own timer, which a few independent ones shorten. The subject
+ends it with a newer claim everywhere, or by answering this node's own pings here.
 """
 
+import random
 from collections.abc import Callable
-from math import inf, log10
+from dataclasses import dataclass, field
+from math import inf, log, log10
 
 from crdt.clock import Instant
 from gossip.broadcast import URGENT, Link, Links
 from gossip.codec import encode_message
 from gossip.config import GossipConfig
 from gossip.events import Address
-from gossip.members import ALIVE, Members
+from gossip.limits import Rates
+from gossip.members import ALIVE, DOWN, HEARD, Member, Members
 from gossip.messages import Announce, Claim, Message, Suspect
+from gossip.pings import Pings
+from gossip.spread import ALL, Spread
 
 _GOODBYE_S = 1.0  # how long a link outlives its member's leave, to acknowledge it
 _CLAIM_S = 10.0  # how long a link lasts whose peer does not claim to be alive
+_CONFIRMATIONS = 3  # after the first accusation, to make a suspicion as short as it gets
+_CHECK_FROM, _CHECK_TO = 0.25, 0.5  # of the shortest suspicion: when each looks for itself
+# what one peer may cause: rumours taken, and refutations of what it says of this node
+_RUMOURS_PER_S, _RUMOURS_BURST = 32.0, 512.0
+_REFUTATIONS_PER_S, _REFUTATIONS_BURST = 1.0, 8.0
+
+
+@dataclass(slots=True)
+class _Doubt:
+    begun_s: float
+    least_s: float
+    most_s: float
+    wanted: int  # confirmations that make it last `least_s`
+    check_s: float  # when this node next pings the subject
+    floor_s: float = -inf  # not buried before: the host was held up, and has yet to read
+    accusers: dict[bytes, None] = field(default_factory=dict)
+    bearers: dict[bytes, None] = field(default_factory=dict)
+
+    @property
+    def end_s(self) -> float:
+        """Return when it ends in death: Lifeguard's logarithmic decay."""
+        confirmed = max(0, len(self.accusers) - 1)
+        share = log(confirmed + 1) / log(self.wanted + 1) if self.wanted else 1.0
+        return max(self.floor_s, self.begun_s + self.most_s - (self.most_s - self.least_s) * share)
+
+    def confirm(self, accuser: bytes, bearer: bytes) -> bool:
+        """Count an accusation, once for each accuser; tell whether it was still wanted.
+
+        Who accuses is unsigned, so nobody is believed to bring more than one.
+        """
+        if len(self.accusers) > self.wanted or accuser in self.accusers or bearer in self.bearers:
+            return False
+        self.accusers[accuser] = None
+        self.bearers[bearer] = None
+        return True
 
 
 class Suspicion:
@@ -25,136 +66,231 @@ class Suspicion:
     def __init__(
         self,
         config: GossipConfig,
+        rng: random.Random,
         members: Members,
         links: Links,
+        spread: Spread,
+        pings: Pings,
         met: Callable[[Claim, Instant], None],
+        count: Callable[[str], None],
     ) -> None:
         self._config = config
+        self._rng = rng
         self._members = members
         self._links = links
-        self._met = met  # called for every newly accepted claim of an alive member
-        self._timers: dict[bytes, float] = {}
+        self._spread = spread
+        self._pings = pings
+        self._met = met  # called for every newly accepted claim of a member that has not left
+        self._count = count
+        self._doubts: dict[bytes, _Doubt] = {}
         # links to close unless their peer claims to be alive: (when, is this boot gone for good?)
         self._closing: dict[bytes, tuple[float, bool]] = {}
+        self._due_s = inf  # nothing is due before
+        self._rumours = Rates(_RUMOURS_PER_S, _RUMOURS_BURST)
+        self._refutations = Rates(_REFUTATIONS_PER_S, _REFUTATIONS_BURST)
         self.patience = 1.0  # local health: multiplies this node's timeouts
 
     def deadline(self) -> float:
-        """Return when the next suspicion ends, in mono seconds."""
-        closing_s = min((due_s for due_s, _ in self._closing.values()), default=inf)
-        return min(closing_s, min(self._timers.values(), default=inf))
+        """Return when this wants the timer, in mono seconds; maybe a little too early."""
+        return self._due_s
 
     def accuse(self, node_id: bytes, now: Instant) -> None:
-        """Suspect a member that failed this node's probe, and say so to everybody."""
+        """Suspect a member that does not answer this node's pings, and say so to everybody."""
         member = self._members.get(node_id)
-        if member is None or member.state != ALIVE:
+        if member is None or not member.live:
             return
-        self._start(node_id, now)
-        self.tell_all(Suspect(node_id, member.claim.incarnation, self._members.node_id), node_id)
+        if self._count_in(member, self._members.node_id, self._members.node_id, now):
+            me = self._members.node_id
+            self._tell_all(Suspect(node_id, member.claim.incarnation, me, ALL), now)
+
+    def vouch(self, node_id: bytes, now: Instant) -> None:
+        """Believe what this node hears for itself: the member answered it just now."""
+        member = self._members.get(node_id)
+        if member is not None:
+            self._doubts.pop(node_id, None)
+            self._members.vouch(member, now)
 
     def on_suspect(self, link: Link, message: Suspect, now: Instant) -> None:
-        """Take a rumour: refute it, start doubting, or correct its sender.
+        """Take a rumour: refute it, start doubting, count it in, or correct its sender.
 
         Its incarnation is unsigned: what it says beyond the subject's own claims means nothing.
         """
         if message.subject == self._members.node_id:
-            if message.incarnation == self._members.own.incarnation:
-                self.renew(message.incarnation)
-            # the accuser may be nobody I hold for live: it is told in any case
-            self.tell(link, Announce(self._members.own, False), message.subject)
+            self._refute(link, message, now)
             return
         member = self._members.get(message.subject)
         if member is None:
             return
         if message.incarnation < member.claim.incarnation or member.claim.left:
-            self.tell(link, Announce(member.claim, False), message.subject)
-        elif message.incarnation == member.claim.incarnation and member.state == ALIVE:
-            self._start(message.subject, now)
+            self.tell(link, Announce(member.claim, 0), message.subject)
+            return
+        teller = self._members.get(link.node_id)
+        if message.incarnation != member.claim.incarnation or teller is None or not teller.live:
+            return
+        if not self._rumours.take(link.node_id, now):
+            self._count("dropped_rumours")
+        elif self._count_in(member, message.accuser, link.node_id, now):
+            self._pass_on(message, now, link)
 
     def on_announce(self, link: Link, message: Announce, now: Instant) -> None:
-        """Take a claim, or answer with a newer one; introduce its subject when it asks for that."""
+        """Take a claim, or answer with what is newer; pass news on."""
         claim = message.claim
         node_id = claim.node_id
         if node_id == self._members.node_id:
             # an earlier run of this node (or a thief of its key) claimed more than this one did
             own = self._members.own
-            if claim != own and claim.order >= own.order and claim.authentic():
-                self.renew(claim.incarnation)
+            if (
+                claim != own
+                and claim.order >= own.order
+                and claim.authentic(self._members.identity)
+            ):
+                self.renew(claim.incarnation, now)
             if claim != own:
-                self.tell(link, Announce(self._members.own, False), node_id)
+                self.tell(link, Announce(self._members.own, 0), node_id)
             return
         known = self._members.get(node_id)
         if known is None and node_id != link.node_id and not self._links.may_introduce(link, now):
             return
-        if not self._members.accept(claim, now):
-            if known is not None and claim.order < known.claim.order:
-                self.tell(link, Announce(known.claim, False), node_id)
-            return
-        self._timers.pop(node_id, None)
-        self._closing.pop(node_id, None)
         parting = self._links.get(node_id)
+        if not self._members.accept(claim, now, met=parting is not None):
+            if known is not None:
+                self._correct(link, claim, known)
+            return
+        self._doubts.pop(node_id, None)
+        self._closing.pop(node_id, None)
         if not claim.left:
             self._met(claim, now)
         elif parting is not None:  # on another's word it may be an earlier boot that left
-            self._closing[node_id] = (now.mono_s + _GOODBYE_S, parting is link)
-        if message.introduce:
-            self.tell_all(Announce(claim, False), node_id, but=link)
+            self._close_at(node_id, now.mono_s + _GOODBYE_S, gone=parting is link)
+        self._pass_on(message, now, link)
 
     def greet(self, link: Link, now: Instant, *, introduce: bool) -> None:
         """Begin a new link: say who I am, and what I think of the peer if it is bad."""
         member = self._members.get(link.node_id)
-        if member is None or not member.live:
-            self._closing[link.node_id] = (now.mono_s + _CLAIM_S, False)
-        self.tell(link, Announce(self._members.own, introduce), self._members.node_id)
+        if member is not None and member.state == HEARD:
+            self._members.vouch(member, now)
+        elif member is None or not member.live:
+            self._close_at(link.node_id, now.mono_s + _CLAIM_S, gone=False)
+        self.tell(link, Announce(self._members.own, ALL if introduce else 0), self._members.node_id)
         self.remind(link)
 
     def remind(self, link: Link) -> None:
         """Tell a peer that it is doubted or dead here, so that it can refute."""
         member = self._members.get(link.node_id)
         if member is not None and member.state != ALIVE:
-            me = self._members.node_id
-            rumour = Suspect(link.node_id, member.claim.incarnation, me)
-            self.tell(link, rumour, link.node_id)
+            self._blame(link, member)
 
-    def renew(self, above: int, address: Address | None = None, *, left: bool = False) -> None:
+    def renew(
+        self, above: int, now: Instant, address: Address | None = None, *, left: bool = False
+    ) -> None:
         """Issue a newer claim of this node and tell everybody."""
-        claim = self._members.renew(above, address, left=left)
-        self.tell_all(Announce(claim, False), self._members.node_id)
+        self._tell_all(Announce(self._members.renew(above, address, left=left), ALL), now)
 
-    def expire(self, now: Instant) -> None:
-        """Bury those whose suspicion ran out; close the links of the left and the silent."""
-        for node_id in [key for key, due in self._timers.items() if due <= now.mono_s]:
-            del self._timers[node_id]
-            member = self._members.get(node_id)
-            if member is not None and member.live:
-                self._members.bury(member, now)
-            self._links.close(node_id)
+    def tick(self, now: Instant) -> None:
+        """Look for oneself at the suspected, bury them when it is time; close dead links."""
+        if now.mono_s < self._due_s:
+            return
+        for node_id, doubt in list(self._doubts.items()):
+            if doubt.end_s <= now.mono_s:
+                self._bury(node_id, now)
+            elif doubt.check_s <= now.mono_s:
+                self._check(node_id, doubt, now)
         for node_id, (due_s, gone) in list(self._closing.items()):
             if due_s <= now.mono_s:
                 del self._closing[node_id]
                 self._links.close(node_id, gone=gone)
+        ends = [min(doubt.end_s, doubt.check_s) for doubt in self._doubts.values()]
+        self._due_s = min(ends + [due_s for due_s, _ in self._closing.values()], default=inf)
 
-    def defer(self, lag_s: float) -> None:
-        """Give everybody the time during which this node itself was held up."""
-        for node_id in self._timers:
-            self._timers[node_id] += lag_s
+    def defer(self, lag_s: float, now: Instant) -> None:
+        """Give everybody the time for which this node was held up, and half of it to be heard."""
+        for doubt in self._doubts.values():
+            doubt.begun_s += lag_s
+            doubt.floor_s = now.mono_s + lag_s / 2
+            doubt.check_s = now.mono_s
 
     def tell(self, link: Link, message: Message, subject: bytes) -> None:
         """Queue membership news for one peer; the newest about a subject replaces older ones."""
         self._links.offer(link, b"M" + subject, encode_message(message), URGENT)
 
-    def tell_all(self, message: Message, subject: bytes, but: Link | None = None) -> None:
-        """Queue membership news for every live peer."""
-        data = encode_message(message)
-        for member in self._members.live():
-            link = self._links.get(member.node_id)
-            if link is not None and link is not but:
-                self._links.offer(link, b"M" + subject, data, URGENT)
+    def _refute(self, link: Link, message: Suspect, now: Instant) -> None:
+        own = self._members.own
+        if message.incarnation == own.incarnation and self._refutations.take(link.node_id, now):
+            self.renew(message.incarnation, now)
+        # the accuser may be nobody I hold for live: it is told in any case
+        self.tell(link, Announce(self._members.own, 0), message.subject)
 
-    def _start(self, node_id: bytes, now: Instant) -> None:
-        member = self._members.get(node_id)
-        assert member is not None
-        count = len(self._members.live()) + 1
-        intervals = self._config.suspicion_intervals * max(1.0, log10(count))
-        timeout_s = intervals * self._config.probe_interval_s * self.patience
-        self._timers[node_id] = now.mono_s + timeout_s
+    def _correct(self, link: Link, claim: Claim, known: Member) -> None:
+        """Answer a claim that is no news here."""
+        if claim.order < known.claim.order:
+            self.tell(link, Announce(known.claim, 0), known.node_id)
+        elif known.state == DOWN:  # whoever says that it is there shall look
+            self._blame(link, known)
+
+    def _blame(self, link: Link, member: Member) -> None:
+        rumour = Suspect(member.node_id, member.claim.incarnation, self._members.node_id, 0)
+        self.tell(link, rumour, member.node_id)
+
+    def _count_in(self, member: Member, accuser: bytes, bearer: bytes, now: Instant) -> bool:
+        """Begin or shorten a suspicion; tell whether the others should hear of it."""
+        doubt = self._doubts.get(member.node_id)
+        if doubt is None:
+            if member.state != ALIVE:
+                return False
+            doubt = self._begin(member, now)
+        # in a small fleet everybody speaks for itself; in a large one news come by others
+        small = len(self._members.live()) < self._config.direct_members
+        if small and accuser != bearer:
+            return not doubt.accusers
+        news = doubt.confirm(accuser, bearer)
+        self._schedule(doubt.end_s)
+        return news
+
+    def _begin(self, member: Member, now: Instant) -> _Doubt:
+        others = len(self._members.live()) - 1  # than this node and the subject
+        intervals = self._config.suspicion_intervals * max(1.0, log10(others + 2))
+        least_s = intervals * self._config.probe_interval_s * self.patience
+        check_s = now.mono_s + least_s * self._rng.uniform(_CHECK_FROM, _CHECK_TO)
+        most_s = least_s * self._config.suspicion_factor
+        doubt = _Doubt(now.mono_s, least_s, most_s, min(_CONFIRMATIONS, others), check_s)
+        self._doubts[member.node_id] = doubt
         self._members.suspect(member, now)
+        self._schedule(check_s)
+        return doubt
+
+    def _check(self, node_id: bytes, doubt: _Doubt, now: Instant) -> None:
+        link = self._links.get(node_id)
+        doubt.check_s = inf
+        if link is not None:
+            self._pings.send(link, now)
+            self.remind(link)
+            doubt.check_s = now.mono_s + 2 * self._pings.retry_s(link)
+
+    def _bury(self, node_id: bytes, now: Instant) -> None:
+        del self._doubts[node_id]
+        member = self._members.get(node_id)
+        if member is not None and member.live:
+            self._members.bury(member, now)
+        self._links.close(node_id)
+
+    def _close_at(self, node_id: bytes, due_s: float, *, gone: bool) -> None:
+        self._closing[node_id] = (due_s, gone)
+        self._schedule(due_s)
+
+    def _schedule(self, due_s: float) -> None:
+        self._due_s = min(self._due_s, due_s)
+
+    def _tell_all(
+        self, message: Announce | Suspect, now: Instant, but: tuple[bytes, ...] = ()
+    ) -> None:
+        """Queue membership news for the live members in the message's scope."""
+        if isinstance(message, Announce):
+            key = b"M" + message.claim.node_id
+        else:  # each accuser's counts
+            key = b"M" + message.subject + message.accuser
+        make = lambda scope: message._replace(scope=scope)  # noqa: E731
+        self._spread.send(make, key, URGENT, message.scope, now, but)
+
+    def _pass_on(self, message: Announce | Suspect, now: Instant, source: Link) -> None:
+        subject = (message.claim.node_id,) if isinstance(message, Announce) else ()
+        self._tell_all(message, now, (source.node_id, *subject))

@@ -18,7 +18,7 @@ from gossip.events import Address, Event, Persist, Transmit
 from gossip.node import GossipNode
 
 _log = logging.getLogger("edge_node.gossip")
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 4 << 20  # asked for; the system may grant less
 _PERSIST_RETRY_S = 1.0
 _LEAST_DELAY_S = 0.001  # a deadline in the past must not starve the socket
 _MAPPED = "::ffff:"  # how an IPv6 socket names IPv4 peers (RFC 4291, section 2.5.5.2)
@@ -36,7 +36,6 @@ class UdpHost(asyncio.DatagramProtocol):
         self._to_persist: asyncio.Queue[Batch] = asyncio.Queue()
         self._maps = False  # the socket is IPv6 and reaches IPv4 peers under mapped addresses
         self._warned = False
-        self.send_errors = 0
 
     async def start(
         self,
@@ -106,7 +105,7 @@ class UdpHost(asyncio.DatagramProtocol):
 
     def error_received(self, exc: Exception) -> None:
         """Count a send that failed: a peer's closed port says so here (called by the loop)."""
-        self.send_errors += 1
+        self._count_error()
 
     def _flush(self) -> None:
         self._flush_handle = None
@@ -127,7 +126,7 @@ class UdpHost(asyncio.DatagramProtocol):
         if self._maps and ":" not in host:
             host = _MAPPED + host
         elif not self._maps and ":" in host:
-            self.send_errors += 1
+            self._count_error()
             if not self._warned:  # once; the counter tells of the rest
                 self._warned = True
                 _log.warning("cannot send to %s from an IPv4 socket: bind :: to serve both", host)
@@ -135,7 +134,11 @@ class UdpHost(asyncio.DatagramProtocol):
         try:
             self._transport.sendto(output.data, (host, port))
         except (OSError, ValueError):  # no route
-            self.send_errors += 1
+            self._count_error()
+
+    def _count_error(self) -> None:
+        counters = self._node.counters
+        counters["send_errors"] = counters.get("send_errors", 0) + 1
 
     def _arm(self) -> None:
         deadline_s = self._node.next_deadline()

@@ -1,7 +1,8 @@
 """Values that live only while they are fresh: load and the like.
 
 Owns this node's and the peers' volatile maps; never the log, the journal or the fingerprint.
-Invariant: of one boot of an owner the newest sequence wins, and only the owner itself is heard.
+Invariants: of one boot of an owner the newest sequence wins, and only the owner itself is heard;
+they travel within a zone (gossip.neighbours), whatever the size of the fleet.
 """
 
 from collections.abc import Callable
@@ -9,25 +10,29 @@ from math import inf
 
 from crdt.clock import Instant
 from crdt.codec import DecodeError, Value, decode_value, encode_value
-from gossip.broadcast import Link, Links
+from gossip.broadcast import VOLATILE, Link, Links
+from gossip.codec import encode_message
 from gossip.config import GossipConfig
 from gossip.members import Members
 from gossip.messages import MAX_VOLATILE_BYTES, VolatileRequest, VolatileState
+from gossip.neighbours import Neighbours
 
 
 class Volatiles:
-    """Push this node's volatile map to the live, and keep theirs."""
+    """Push this node's volatile map to its zone, and keep theirs."""
 
     def __init__(
         self,
         config: GossipConfig,
         members: Members,
         links: Links,
+        neighbours: Neighbours,
         count: Callable[[str], None],
     ) -> None:
         self._config = config
         self._members = members
         self._links = links
+        self._neighbours = neighbours
         self._count = count
         self._own: dict[str, Value] = {}
         self._blob = b""
@@ -63,18 +68,19 @@ class Volatiles:
         return self._due_s
 
     def tick(self, now: Instant) -> None:
-        """Push to every live peer when due."""
+        """Push to everybody in the zone when due."""
         if now.mono_s < self._due_s:
             return
         self._due_s, self._pushed_s = inf, now.mono_s
-        for member in self._members.live():
+        data = encode_message(VolatileState(self.sequence, self._blob))
+        for member in self._neighbours.zone():
             link = self._links.get(member.node_id)
             if link is not None:
-                self._links.post(link, VolatileState(self.sequence, self._blob))
+                self._links.offer(link, b"V", data, VOLATILE)
 
     def observe(self, link: Link, sequence: int) -> None:
-        """Ask for what a ping or ack says is newer than what arrived."""
-        if sequence > link.volatile_sequence:
+        """Ask for what a ping or ack of the zone says is newer than what arrived."""
+        if sequence > link.volatile_sequence and self._neighbours.near(link.node_id):
             self._links.post(link, VolatileRequest(link.volatile_sequence))
 
     def on_state(self, link: Link, message: VolatileState, now: Instant) -> None:
@@ -86,11 +92,13 @@ class Volatiles:
             raise DecodeError("volatile state is not a map")
         link.volatile_sequence = message.sequence
         self._others[link.node_id] = value
-        live = {member.node_id for member in self._members.live()}
-        if len(self._others) > 2 * len(live) + 16:  # forget the gone, now and then
-            self._others = {key: one for key, one in self._others.items() if key in live}
+        zone = self._neighbours.zone()
+        if len(self._others) > 2 * len(zone) + 16:  # forget the gone, now and then
+            known = [member.node_id for member in zone if member.node_id in self._others]
+            self._others = {node_id: self._others[node_id] for node_id in known}
 
     def on_request(self, link: Link, message: VolatileRequest, now: Instant) -> None:
-        """Answer a peer that lacks the newest."""
-        if self.sequence > message.have:
-            self._links.post(link, VolatileState(self.sequence, self._blob))
+        """Answer a peer of the zone that lacks the newest."""
+        if self.sequence > message.have and self._neighbours.near(link.node_id):
+            data = encode_message(VolatileState(self.sequence, self._blob))
+            self._links.offer(link, b"V", data, VOLATILE)

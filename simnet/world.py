@@ -9,8 +9,8 @@ import random
 from collections.abc import Callable
 from hashlib import sha256
 from heapq import heappop, heappush
-
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from math import inf
+from typing import Any
 
 from crdt.clock import HybridClock, Instant
 from crdt.codec import Value
@@ -19,8 +19,10 @@ from edge_node.fleet.database import EPOCH_SALT_BITS, Saved, next_epoch
 from gossip.config import GossipConfig
 from gossip.events import Address, Event, Persist, Transmit
 from gossip.node import GossipNode
-from gossip.sealing import Identity, verify
+from gossip.sealing import Identity
 from simnet.link import Name, Network
+from simnet.standin import StandinIdentity
+from simnet.warm import acquaint
 
 _EPOCH_WALL_MS = 1_700_000_000_000
 _PERSIST_S = 0.001
@@ -38,17 +40,22 @@ class Host:
         self.address = address
         self.secret = secret
         self.skew_ms = 0
-        self.rng = random.Random(f"{world.seed} host {name}")
-        self.identity = Identity.from_private_bytes(self.rng.randbytes(32))
+        self.revoked: set[bytes] = set()
+        self.rng = world.rng(f"host {name}")
+        private = self.rng.randbytes(32)
+        self.identity = (
+            StandinIdentity(private) if world.standin else Identity.from_private_bytes(private)
+        )
         self.journal = Saved(self.identity.node_id)
         self.incarnation = 0
         self.seeds: list[Address] = []
         self.node: GossipNode | None = None
         self.store: Store
         self.events: list[tuple[float, Event]] = []
+        self.written = 0  # entries of all batches made durable
         self._run = 0
-        self._timer_s = -1.0
-        self._held_s = -1.0
+        self._timer_s = inf  # when the timer that counts goes off; never later than needed
+        self._held_s = -inf
         self._commit_s = 0.0
 
     @property
@@ -78,12 +85,12 @@ class Host:
         salt = self.rng.getrandbits(EPOCH_SALT_BITS)
         self.journal.epoch = next_epoch(self.journal.epoch, self.now().wall_ms / 1000, salt)
         self._run += 1
-        self._timer_s = -1.0
+        self._timer_s = inf
         self.store = Store(
             self.identity.node_id,
             epoch=self.journal.epoch,
             sign=self.identity.sign,
-            verify=verify,
+            verify=self.identity.verify,
             public_key=self.identity.public_key,
             clock=HybridClock(self.journal.high_water),
         )
@@ -94,12 +101,13 @@ class Host:
             self.secret,
             self.store,
             self.world.config,
-            random.Random(f"{self.world.seed} node {self.name} {self._run}"),
+            self.world.rng(f"node {self.name} {self._run}"),
             boot=self.rng.randbytes(16),
             incarnation=self.incarnation,
             address=self.address,
             now=self.now(),
-            exchange=X25519PrivateKey.from_private_bytes(self.rng.randbytes(32)),
+            exchange=self.rng.randbytes(32),
+            revoked=self.revoked.__contains__,
         )
         patient = self.seeds or self.incarnation > 1
         self._commit_s = self.world.now_s + (_ACQUAINT_S if patient else 0.0)
@@ -125,23 +133,19 @@ class Host:
             self.running.commit(self.now())
             self.drain()
         else:
-            run = self._run
-
-            def again() -> None:
-                if self.node is not None and run == self._run:
-                    self.commit()
-
-            self.world.after(_COMMIT_RETRY_S, again)
+            self.world.after(_COMMIT_RETRY_S, self._commit_again, self._run)
 
     def hold(self, duration_s: float) -> None:
-        """Freeze the process: datagrams and timers wait for it, as in a socket's buffer."""
+        """Freeze the process; its timer goes off before it reads what waits in the socket."""
         self._held_s = self.world.now_s + duration_s
 
     def receive(self, data: bytes, source: Address) -> None:
         """Take a datagram, if anything runs here."""
+        if self.node is None:
+            return
         if self.world.now_s < self._held_s:
-            self.world.at(self._held_s, lambda: self.receive(data, source))
-        elif self.node is not None:
+            self.world.at(self._held_s + _LEAST_STEP_S, self.receive, data, source)
+        else:
             self.node.receive_datagram(data, source, self.now())
             self.drain()
 
@@ -152,57 +156,60 @@ class Host:
             if isinstance(output, Transmit):
                 self.world.transmit(self, output)
             elif isinstance(output, Persist):
-                self.world.after(_PERSIST_S, self._persister(output))
+                self.world.after(_PERSIST_S, self._persisted, output, self._run)
             else:
                 self.events.append((self.world.now_s, output))
-                self.world.note(f"{self.name} {output!r}".encode())
+                self.world.note(self.name, repr(output).encode())
         due_s = node.next_deadline()
-        if due_s != float("inf"):
-            due_s = max(due_s, self.world.now_s + _LEAST_STEP_S)
-            if due_s != self._timer_s:
-                self._timer_s = due_s
-                self.world.at(due_s, self._timer(due_s))
+        if due_s < self._timer_s:
+            self._timer_s = max(due_s, self.world.now_s + _LEAST_STEP_S)
+            self.world.at(self._timer_s, self._fire, self._timer_s, self._run)
 
-    def _persister(self, output: Persist) -> Callable[[], None]:
-        run = self._run
+    def _fire(self, due_s: float, run: int) -> None:
+        if run != self._run or due_s != self._timer_s or self.node is None:
+            return
+        if self.world.now_s < self._held_s:
+            self._timer_s = self._held_s
+            self.world.at(self._held_s, self._fire, self._held_s, run)
+            return
+        self._timer_s = inf
+        if self.node.next_deadline() <= self.world.now_s:  # else it has moved on meanwhile
+            self.node.handle_timer(self.now())
+        self.drain()
 
-        def persisted() -> None:
-            if self.node is not None and run == self._run:
-                assert self.journal.objection(output.batch) is None
-                self.journal.add(output.batch, self.store.clock.high_water)
-                self.node.persisted(output.batch, self.now())
-                self.drain()
+    def _persisted(self, output: Persist, run: int) -> None:
+        if run != self._run or self.node is None:
+            return
+        assert self.journal.objection(output.batch) is None
+        self.journal.add(output.batch, self.store.clock.high_water)
+        self.written += len(output.batch.entries)
+        self.node.persisted(output.batch, self.now())
+        self.drain()
 
-        return persisted
-
-    def _timer(self, due_s: float) -> Callable[[], None]:
-        run = self._run
-
-        def fire() -> None:
-            if self.world.now_s < self._held_s:
-                self.world.at(self._held_s, fire)
-            elif self.node is not None and run == self._run and due_s == self._timer_s:
-                self._timer_s = -1.0
-                self.node.handle_timer(self.now())
-                self.drain()
-
-        return fire
+    def _commit_again(self, run: int) -> None:
+        if run == self._run and self.node is not None:
+            self.commit()
 
 
 class World:
     """Hosts, the network between them, and time."""
 
-    def __init__(self, seed: int, config: GossipConfig | None = None) -> None:
+    def __init__(
+        self, seed: int, config: GossipConfig | None = None, *, standin: bool = False
+    ) -> None:
+        """Make an empty world; with `standin` its nodes' cryptography is simnet.standin's."""
         self.seed = seed
+        self.standin = standin
         self.config = config or GossipConfig()
         self.network = Network(seed)
         self.now_s = 1000.0
         self.hosts: dict[Name, Host] = {}
         self.tap: Callable[[Host, Transmit], None] | None = None
         self._addresses: dict[Address, Host] = {}
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
         self._trace = sha256()
+        self._doubtful: Host | None = None  # who last did not see all live
 
     def add(self, name: Name, *, secret: bytes = b"the fleet's own secret") -> Host:
         """Add a machine, not yet started."""
@@ -221,27 +228,44 @@ class World:
             host.start()
         return hosts
 
+    def warm_fleet(self, count: int) -> list[Host]:
+        """Add and start n0, n1, ... that all know each other's claims, but have no links yet.
+
+        No node has a seed: that who is lost comes back is not what such a fleet is for.
+        """
+        hosts = [self.add(f"n{index}") for index in range(count)]
+        for host in hosts:
+            host.start()
+        acquaint([host.running._members for host in hosts], hosts[0].now())
+        for host in hosts:
+            host.drain()
+        return hosts
+
+    def rng(self, purpose: str) -> random.Random:
+        """Return a stream of random numbers of its own, the same for the same seed and purpose."""
+        return random.Random(f"{self.seed} {purpose}")
+
     def move(self, host: Host, address: Address) -> None:
         """Give a machine another address; whatever is sent to the old one is lost."""
         del self._addresses[host.address]
         host.address = address
         self._addresses[address] = host
 
-    def at(self, when_s: float, action: Callable[[], None]) -> None:
+    def at(self, when_s: float, action: Callable[..., None], *args: Any) -> None:
         """Run an action at a virtual time."""
         self._order += 1
-        heappush(self._queue, (when_s, self._order, action))
+        heappush(self._queue, (when_s, self._order, action, args))
 
-    def after(self, delay_s: float, action: Callable[[], None]) -> None:
+    def after(self, delay_s: float, action: Callable[..., None], *args: Any) -> None:
         """Run an action after a delay."""
-        self.at(self.now_s + delay_s, action)
+        self.at(self.now_s + delay_s, action, *args)
 
     def run(self, duration_s: float) -> None:
         """Let virtual time pass."""
         end_s = self.now_s + duration_s
         while self._queue and self._queue[0][0] <= end_s:
-            self.now_s, _, action = heappop(self._queue)
-            action()
+            self.now_s, _, action, args = heappop(self._queue)
+            action(*args)
         self.now_s = end_s
 
     def run_until(self, reached: Callable[[], bool], limit_s: float) -> float:
@@ -260,39 +284,38 @@ class World:
         return len({host.store.fingerprint() for host in self.hosts.values() if host.node}) == 1
 
     def all_live(self) -> bool:
-        """Tell whether every running node sees exactly the running nodes alive."""
-        running = {host.node_id for host in self.hosts.values() if host.node}
-        return all(
-            {view.node_id for view in host.node.members() if view.state in ("self", "alive")}
-            == running
-            for host in self.hosts.values()
-            if host.node
-        )
+        """Tell whether every running node sees exactly the running nodes alive; O(n) until so."""
+        hosts = [host for host in self.hosts.values() if host.node]
+        running = {host.node_id for host in hosts}
+        if self._doubtful in hosts:
+            hosts.insert(0, self._doubtful)
+        for host in hosts:
+            seen = [one for one in host.running.members() if one.state in ("self", "alive")]
+            if {view.node_id for view in seen} != running:
+                self._doubtful = host
+                return False
+        return True
 
     def transmit(self, source: Host, output: Transmit) -> None:
         """Put a datagram on the wire."""
         if self.tap is not None:
             self.tap(source, output)
-        self.note(source.name.encode() + repr(output.addr).encode() + output.data)
+        self.note(f"{source.name} {output.addr}", output.data)
         target = self._addresses.get(output.addr)
-        if target is None:
-            return
-        address = source.address
-        for delay_s in self.network.arrivals(source.name, target.name):
-            self.after(delay_s, self._delivery(output, address))
+        if target is not None:
+            sent = (source.name, target.name, output.data)
+            for at_s, data in self.network.arrivals(*sent, self.now_s):
+                self.at(at_s, self._deliver, data, output.addr, source.address)
 
-    def note(self, what: bytes) -> None:
+    def note(self, who: str, what: bytes) -> None:
         """Take something that happened into the trace."""
-        self._trace.update(f"{self.now_s:.6f} {len(what)} ".encode() + what)
+        self._trace.update(f"{self.now_s:.6f} {who} {len(what)} ".encode() + what)
 
     def trace_hash(self) -> str:
         """Return the hash of all datagrams and events so far."""
         return self._trace.hexdigest()
 
-    def _delivery(self, output: Transmit, source: Address) -> Callable[[], None]:
-        def deliver() -> None:
-            target = self._addresses.get(output.addr)
-            if target is not None:
-                target.receive(output.data, source)
-
-        return deliver
+    def _deliver(self, data: bytes, to: Address, source: Address) -> None:
+        target = self._addresses.get(to)
+        if target is not None:
+            target.receive(data, source)

@@ -85,6 +85,18 @@ def exchange(replicas: list[Replica], now: Instant = NOW) -> None:
                 taker.take(giver.store.live_batches(origin), now)
 
 
+def settle(replicas: list[Replica], now: Instant = NOW) -> None:
+    """What gossip does where everybody is at one: say so, and let go what nobody needs."""
+    exchange(replicas, now)
+    assert len({replica.store.fingerprint() for replica in replicas}) == 1
+    for replica in replicas:
+        replica.store.settled(replica.store.generation, now)
+    for replica in replicas:
+        if replica.store.sweep(now):
+            replica.flush(now)
+    exchange(replicas, now)
+
+
 def reads(store: Store, now: Instant = NOW) -> dict[str, object]:
     """All that can be read."""
     return {

@@ -25,6 +25,7 @@ from crdt import (
 from crdt.codec import MAX_LIVE_BYTES, ROOM_BYTES, encode_batch, encode_entry, encode_live
 from crdt.entries import identity
 from crdt.log import MAX_BATCH_BYTES, ranges, sequences
+from crdt.values import same
 from tests.crdt.replicas import Replica, verify
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "crdt_batches.json"
@@ -194,6 +195,41 @@ GOOD: list[Any] = [7, 9, [0, 2, 3, 1], [[0, "k", 1]]]
 def test_fields_out_of_bounds_are_decode_errors(fields: Any) -> None:
     with pytest.raises(DecodeError):
         decode_batch(from_fields(fields))
+
+
+@given(st.text() | st.text("\u00e4\u20ac\U0001f600", min_size=160, max_size=250) | values)
+def test_values_are_read_up_to_their_limit(value: Any) -> None:
+    size = len(encode_value(value))
+    for entry, limit in (([0, "k", value], 700), ([2, "k", value, 1, 1], 256)):
+        raw = from_fields([7, 9, [0, 1], [entry]])
+        if size <= limit:
+            assert len(decode_batch(raw).entries) == 1
+        else:
+            with pytest.raises(DecodeError):
+                decode_batch(raw)
+
+
+def test_a_value_is_as_long_as_in_its_canonical_form() -> None:
+    # On the wire in 32 bits each, kept in 64.
+    short = b"\xdc\x00\x64" + b"\xca\x3f\x80\x00\x00" * 100
+    assert len(short) < 700 < len(encode_value([1.0] * 100))
+    fields = b"\x94\x07\x09\x92\x00\x01\x91\x93\x00\xa1k" + short
+    with pytest.raises(DecodeError, match="too long"):
+        decode_batch(b"\x01" + ORIGIN + fields + bytes(64))
+
+
+@given(values, values)
+def test_values_are_the_same_when_their_bytes_are(one: Any, other: Any) -> None:
+    assert same(one, other) == (encode_value(one) == encode_value(other))
+    assert same(one, decode_value(encode_value(one)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, True), ([1], [True]), (0.0, -0.0), ({"a": 1}, {"a": 1.0}), (None, 0)]
+)
+def test_equal_to_python_is_not_the_same(one: Any, other: Any) -> None:
+    assert not same(one, other)
+    assert same({"a": one, "b": other}, {"b": other, "a": one})
 
 
 def test_the_frame_is_checked() -> None:

@@ -19,6 +19,7 @@ from gossip.codec import (
     join_messages,
 )
 from gossip.messages import (
+    MAX_SCOPE,
     PAGE_ENTRIES,
     Announce,
     Claim,
@@ -47,8 +48,8 @@ def test_all_together_fit_by_the_packer_and_come_back() -> None:
 
 def test_incompressible_full_datagram_still_fits() -> None:
     packer = Packer()
-    assert packer.add(encode_message(Payload(os.urandom(1000), os.urandom(32))))
-    while packer.add(encode_message(Received(((1, 2),)))):
+    assert packer.add(encode_message(Payload(os.urandom(1000), os.urandom(32), MAX_SCOPE)))
+    while packer.add(encode_message(Received(((1, 2),), 0))):
         pass
     assert len(join_messages(packer.parts)) <= MAX_PAYLOAD_BYTES
 
@@ -98,8 +99,17 @@ BAD = {
     "field too many": b"\0" + msgpack.packb([[12, 1, 1]]),
     "short fingerprint": b"\0" + msgpack.packb([[1, 2, bytes(15), bytes(8), 0]]),
     "text for bytes": b"\0" + msgpack.packb([[1, 2, "a" * 16, bytes(8), 0]]),
-    "key of 31 bytes": b"\0" + msgpack.packb([[7, b"raw", bytes(31)]]),
-    "batch too long": b"\0" + msgpack.packb([[7, bytes(1001), b""]]),
+    "key of 31 bytes": b"\0" + msgpack.packb([[7, b"raw", bytes(31), 0]]),
+    "batch too long": b"\0" + msgpack.packb([[7, bytes(1001), b"", 0]]),
+    "a scope of two bits": b"\0" + msgpack.packb([[7, b"raw", b"", 2]]),
+    "a scope of four bits": b"\0" + msgpack.packb([[7, b"raw", b"", 8]]),
+    "a scope too deep": b"\0" + msgpack.packb([[7, b"raw", b"", 1 << 16]]),
+    "a flag for a scope": b"\0" + msgpack.packb([[7, b"raw", b"", True]]),
+    "a pause too long": b"\0" + msgpack.packb([[8, [], 1001]]),
+    "fifteen sums": b"\0" + msgpack.packb([[13, False, 1, [bytes(8)] * 15]]),
+    "a sum too short": b"\0" + msgpack.packb([[13, False, 1, [bytes(7)] * 16]]),
+    "too many versions": b"\0" + msgpack.packb([[14, [[bytes(16), 1, 1]] * 17]]),
+    "half a summary": b"\0" + msgpack.packb([[2, 2, bytes(8), b"", 0, 0]]),
     "too many messages": b"\0" + msgpack.packb([[12, 1]] * (MAX_MESSAGES + 1)),
     "too deep": b"\0" + b"\x91" * 1100,
     "not utf-8": b"\0\x91\x92\x0c\xa1\xff",
@@ -129,13 +139,13 @@ NO_HOSTS = [
 def test_malformed_hosts(host: object) -> None:
     claim = (bytes(32), 1, host, 7946, False, bytes(64))
     with pytest.raises(DecodeError):
-        decode_payload(b"\0" + msgpack.packb([[5, claim, False]]))
+        decode_payload(b"\0" + msgpack.packb([[5, claim, 0]]))
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "127.0.0.1", "::1", "2001:db8::1", "fe80::1"])
 def test_addresses_are_hosts(host: str) -> None:
     claim = (bytes(32), 1, host, 7946, False, bytes(64))
-    messages, _ = decode_payload(b"\0" + msgpack.packb([[5, claim, False]]))
+    messages, _ = decode_payload(b"\0" + msgpack.packb([[5, claim, 0]]))
     assert messages == [Announce(Claim(*claim), False)]
 
 

@@ -223,7 +223,7 @@ def test_given_up_batches_are_repaired() -> None:
 
 
 def test_above_the_fan_out_repair_does_the_rest() -> None:
-    world = World(14, GossipConfig(fan_out=2))
+    world = World(14, GossipConfig(direct_members=2, leaf_members=1))
     hosts = world.fleet(8)
     world.run_until(world.all_live, 10)
     hosts[0].set_owner("key", 1)

@@ -1,13 +1,13 @@
 """Meeting an unknown boot."""
 
 import random
+from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from crdt.clock import Instant
 from gossip.handshake import Established, Handshake
-from gossip.sealing import DropError, Identity, parse_header
+from gossip.sealing import Aead, DropError, Exchange, Identity, Keyring, parse_header
 from tests.gossip.examples import IDENTITY, OTHER
 
 THIRD = Identity.from_private_bytes(bytes(range(64, 96)))
@@ -20,24 +20,43 @@ def later(seconds: float) -> Instant:
     return Instant(NOW.mono_s + seconds, 0)
 
 
-def party(identity: Identity, seed: int, secret: bytes = SECRET) -> Handshake:
+def party(
+    identity: Identity, seed: int, secret: bytes | Keyring = SECRET, **options: Any
+) -> Handshake:
     rng = random.Random(seed)
-    exchange = X25519PrivateKey.from_private_bytes(rng.randbytes(32))
-    return Handshake(identity, secret, rng.randbytes(16), exchange)
+    exchange = rng.randbytes(32)
+    return Handshake(identity, secret, rng.randbytes(16), exchange, **options)
 
 
-def run(one: Handshake, two: Handshake) -> tuple[Established, Established, list[bytes]]:
-    hello = one.hello(THERE, NOW)
-    challenge, nothing = two.receive(hello, HERE, NOW, {}.get)
+def run(
+    one: Handshake,
+    two: Handshake,
+    met: tuple[Established, Established] | None = None,
+    hello: bytes | None = None,
+) -> tuple[Established, Established, list[bytes]]:
+    """Let one call two; `met` is what both made of each other before."""
+    mine_of = {met[0].node_id: met[0]}.get if met else {}.get
+    theirs_of = {met[1].node_id: met[1]}.get if met else {}.get
+    hello = hello or one.hello(THERE, NOW)
+    challenge, nothing = two.receive(hello, HERE, NOW, theirs_of)
     assert challenge is not None
     assert nothing is None
-    confirm, mine = one.receive(challenge, THERE, later(0.2), {}.get)
+    confirm, mine = one.receive(challenge, THERE, later(0.2), mine_of)
     assert confirm is not None
     assert mine is not None
-    reply, theirs = two.receive(confirm, HERE, later(0.3), {}.get)
+    reply, theirs = two.receive(confirm, HERE, later(0.3), theirs_of)
     assert reply is None
     assert theirs is not None
     return mine, theirs, [hello, challenge, confirm]
+
+
+def talk(mine: Established, theirs: Established) -> None:
+    """Check that either reads what the other seals."""
+    for source, target in ((mine, theirs), (theirs, mine)):
+        _, data = source.channel.seal(b"hi")
+        _, _, index, counter = parse_header(data)
+        assert index == target.channel.local
+        assert target.channel.open(data, counter) == b"hi"
 
 
 def test_both_sides_learn_who_and_where_and_share_keys() -> None:
@@ -45,12 +64,7 @@ def test_both_sides_learn_who_and_where_and_share_keys() -> None:
     assert (mine.node_id, mine.address) == (OTHER.node_id, THERE)
     assert (theirs.node_id, theirs.address) == (IDENTITY.node_id, HERE)
     assert mine.rtt_s == pytest.approx(0.2)
-    _, data = mine.channel.seal(b"hi")
-    _, _, index, counter = parse_header(data)
-    assert index == theirs.channel.local
-    assert theirs.channel.open(data, counter) == b"hi"
-    _, data = theirs.channel.seal(b"ho")
-    assert mine.channel.open(data, parse_header(data)[3]) == b"ho"
+    talk(mine, theirs)
     assert len({len(datagram) for datagram in datagrams}) == 1, "a reply is never larger"
 
 
@@ -173,7 +187,7 @@ def test_cut_and_lengthened_handshakes_are_refused() -> None:
     for data in (hello[:-1], hello[:40], hello + b"\0"):
         with pytest.raises(DropError, match="seal"):
             two.receive(data, HERE, NOW, {}.get)
-    short = one._seal.seal(b"authentic but short")
+    short = one._seal.seal(b"authentic but short", one.keys.current)
     with pytest.raises(DropError, match="decode"):
         two.receive(short, HERE, NOW, {}.get)
 
@@ -275,8 +289,102 @@ def test_a_bad_signature_uses_up_the_cookie() -> None:
     assert challenge is not None
     confirm, _ = one.receive(challenge, THERE, NOW, {}.get)
     assert confirm is not None
-    plain = one._seal.open(confirm)
+    plain, epoch = one._seal.open(confirm)
+    forged = one._seal.seal(plain[:-1] + bytes((plain[-1] ^ 1,)), epoch)
     with pytest.raises(DropError, match="handshake"):
-        two.receive(one._seal.seal(plain[:-1] + bytes((plain[-1] ^ 1,))), HERE, NOW, {}.get)
+        two.receive(forged, HERE, NOW, {}.get)
     with pytest.raises(DropError, match="replay"):
         two.receive(confirm, HERE, NOW, {}.get)
+
+
+def test_all_costly_cryptography_is_the_identitys() -> None:
+    class Counting(Identity):
+        def __init__(self) -> None:
+            super().__init__(IDENTITY._private_key)
+            self.asked: list[str] = []
+
+        def sign(self, message: bytes) -> bytes:
+            self.asked.append("sign")
+            return super().sign(message)
+
+        def verify(self, public_key: bytes, message: bytes, signature: bytes) -> bool:
+            self.asked.append("verify")
+            return super().verify(public_key, message, signature)
+
+        def aead(self, key: bytes) -> Aead:
+            self.asked.append("aead")
+            return super().aead(key)
+
+        def exchange(self, private: bytes) -> Exchange:
+            self.asked.append("exchange")
+            return super().exchange(private)
+
+    identity = Counting()
+    run(party(identity, 1), party(OTHER, 2))
+    hello, handshake_seal, confirm, both_ways = "sign", "aead", ["verify", "aead", "aead"], "sign"
+    assert identity.asked == ["exchange", hello, handshake_seal, *confirm, both_ways]
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "version"),
+    [((1, 1), (1, 1), 1), ((1, 2), (1, 1), 1), ((1, 2), (1, 2), 2), ((1, 3), (2, 9), 3)],
+)
+def test_older_and_newer_node_talk_in_the_highest_common_version(
+    ours: tuple[int, int], others: tuple[int, int], version: int
+) -> None:
+    for one, two in ((ours, others), (others, ours)):
+        mine, theirs, datagrams = run(
+            party(IDENTITY, 1, versions=one), party(OTHER, 2, versions=two)
+        )
+        assert mine.version == theirs.version == version
+        assert {data[0] for data in datagrams} == {0x11}, "the handshake itself has one layout"
+        assert mine.channel.seal(b"")[1][0] >> 4 == version
+        talk(mine, theirs)
+
+
+@pytest.mark.parametrize(("ours", "others"), [((1, 1), (2, 2)), ((1, 2), (3, 15))])
+def test_no_common_version_is_refused(ours: tuple[int, int], others: tuple[int, int]) -> None:
+    for one, two in ((ours, others), (others, ours)):
+        caller, called = party(IDENTITY, 1, versions=one), party(OTHER, 2, versions=two)
+        with pytest.raises(DropError, match="version"):
+            called.receive(caller.hello(THERE, NOW), HERE, NOW, {}.get)
+
+
+@pytest.mark.parametrize("versions", [(0, 1), (2, 1), (1, 16)])
+def test_impossible_versions_are_the_callers_fault(versions: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="versions"):
+        party(IDENTITY, 1, versions=versions)
+
+
+def extended(
+    sender: Handshake, identity: Identity, data: bytes, more: bytes, signed: bool
+) -> bytes:
+    """A handshake datagram with more before its signature, as a later version may have it."""
+    plain, epoch = sender._seal.open(data)
+    body = plain[:-64] + more
+    signature = identity.sign(b"edge-node handshake 1" + body) if signed else plain[-64:]
+    return sender._seal.seal(body + signature, epoch)
+
+
+def test_newer_version_may_say_more_if_it_signs_it() -> None:
+    newer, two = party(IDENTITY, 1, versions=(1, 2)), party(OTHER, 2)
+    hello = newer.hello(THERE, NOW)
+    with pytest.raises(DropError, match="handshake"):
+        two.receive(extended(newer, IDENTITY, hello, b"more", False), HERE, NOW, {}.get)
+    hello = extended(newer, IDENTITY, newer.hello(THERE, NOW), b"more", True)
+    challenge, _ = two.receive(hello, HERE, NOW, {}.get)
+    assert challenge is not None
+    assert len(challenge) < len(hello)
+    confirm, mine = newer.receive(challenge, THERE, NOW, {}.get)
+    assert confirm is not None
+    assert mine is not None
+    _, theirs = two.receive(extended(newer, IDENTITY, confirm, b"m" * 900, True), HERE, NOW, {}.get)
+    assert theirs is not None
+    talk(mine, theirs)
+
+
+def test_own_version_has_one_length() -> None:
+    one, two = party(IDENTITY, 1), party(OTHER, 2)
+    hello = extended(one, IDENTITY, one.hello(THERE, NOW), b"m", True)
+    with pytest.raises(DropError, match="decode"):
+        two.receive(hello, HERE, NOW, {}.get)

@@ -19,6 +19,8 @@ from gossip.messages import (
     Ack,
     Announce,
     Claim,
+    Evidence,
+    Have,
     IndirectAck,
     Knowledge,
     Message,
@@ -28,8 +30,10 @@ from gossip.messages import (
     Received,
     Roster,
     Suspect,
+    Tree,
     VolatileRequest,
     VolatileState,
+    Want,
     make_claim,
 )
 from gossip.sealing import Identity, parse_header, verify
@@ -53,8 +57,8 @@ def snapshot(host: Host) -> tuple[Any, ...]:
 class Stage:
     """A settled fleet of three, and every datagram that led to it."""
 
-    def __init__(self, seed: int = 1) -> None:
-        self.world = World(seed)
+    def __init__(self, seed: int = 1, config: GossipConfig | None = None) -> None:
+        self.world = World(seed, config)
         self.world.network.faults.jitter_s = 0.0  # in order, so that all of it is accepted
         self.tapped: list[tuple[Host, Transmit]] = []
         self.world.tap = lambda source, output: self.tapped.append((source, output))
@@ -179,18 +183,18 @@ def test_forged_claims_and_batches_change_nothing() -> None:
     victim = stage.three
     real = make_claim(victim.identity, 9, victim.address)
     forged: list[Message] = [
-        Announce(real._replace(incarnation=10), False),
-        Announce(real._replace(left=True), False),
-        Announce(real._replace(port=1), True),
-        Announce(real._replace(signature=bytes(64)), False),
-        Announce(make_claim(OTHER, 1, ("10.0.0.9", 1))._replace(signature=bytes(64)), False),
-        Payload(b"no batch at all", b""),
-        Payload(bytes(700), OTHER.public_key),
+        Announce(real._replace(incarnation=10), 0),
+        Announce(real._replace(left=True), 0),
+        Announce(real._replace(port=1), 1),
+        Announce(real._replace(signature=bytes(64)), 0),
+        Announce(make_claim(OTHER, 1, ("10.0.0.9", 1))._replace(signature=bytes(64)), 0),
+        Payload(b"no batch at all", b"", 0),
+        Payload(bytes(700), OTHER.public_key, 0),
     ]
     raw = stage.one.store.live_batches(stage.two.node_id)[0]
     newer = bytearray(raw)
     newer[-1] ^= 1
-    forged += [Payload(bytes(newer), b""), Payload(raw[:-1], b""), Payload(raw + b"\0", b"")]
+    forged += [Payload(bad, b"", 0) for bad in (bytes(newer), raw[:-1], raw + b"\0")]
     for message in forged:
         before, counters = snapshot(stage.one), dict(stage.one.running.counters)
         stage.send(join_messages([encode_message(message)]))
@@ -207,7 +211,7 @@ def test_fork_is_proved_to_all_and_silences_its_author() -> None:
     two = stage.two
     entry = encode_entry(OwnerEntry("key", "something else"))
     raw = encode_batch(two.node_id, two.store.epoch, 1, ((1, 1),), [entry], two.identity.sign)
-    stage.send(join_messages([encode_message(Payload(raw, b""))]))
+    stage.send(join_messages([encode_message(Payload(raw, b"", 0))]))
     assert stage.one.running.counters["batches_forked"] == 1
     assert stage.one.store.owner(stage.two.node_id, "key") is None
     stage.world.run(20)
@@ -217,7 +221,8 @@ def test_fork_is_proved_to_all_and_silences_its_author() -> None:
 def test_suspicion_spread_by_a_liar_is_refuted() -> None:
     stage = Stage()
     for _ in range(5):
-        rumour = Suspect(stage.three.node_id, stage.three.running.incarnation, stage.two.node_id)
+        incarnation = stage.three.running.incarnation
+        rumour = Suspect(stage.three.node_id, incarnation, stage.two.node_id, 1)
         stage.send(join_messages([encode_message(rumour)]))
         stage.world.run(4)
         assert stage.world.all_live()
@@ -229,7 +234,7 @@ def test_liar_with_a_huge_incarnation_moves_nobody() -> None:
     for host in (stage.one, stage.three):
         link = stage.two.running._links.get(host.node_id)
         assert link is not None
-        rumour = Suspect(victim.node_id, MAX_INCARNATION, stage.two.node_id)
+        rumour = Suspect(victim.node_id, MAX_INCARNATION, stage.two.node_id, 1)
         stage.two.running._suspicion.tell(link, rumour, victim.node_id)
     stage.two.running.handle_timer(stage.two.now())
     stage.two.drain()
@@ -256,14 +261,14 @@ def test_older_claim_is_answered_with_the_newer() -> None:
     old = make_claim(stage.three.identity, newer.incarnation - 1, stage.three.address)
     link = stage.two.running._links.get(stage.one.node_id)
     assert link is not None
-    data = link.channel.seal(join_messages([encode_message(Announce(old, False))]))[1]
+    data = link.channel.seal(join_messages([encode_message(Announce(old, 0))]))[1]
     stage.one.running.receive_datagram(data, stage.two.address, stage.one.now())
     answers: list[Message] = []
     while (output := stage.one.running.poll()) is not None:
         assert isinstance(output, Transmit)
         counter = parse_header(output.data)[3]
         answers += decode_payload(link.channel.open(output.data, counter))[0]
-    assert Announce(newer, False) in answers
+    assert Announce(newer, 0) in answers
 
 
 def meet(host: Host, party: Handshake, address: Address) -> Established:
@@ -335,7 +340,7 @@ def test_replays_after_leaving_do_not_shut_the_next_boot_out() -> None:
 
 
 def claim(identity: Identity, incarnation: int, *, left: bool = False) -> Announce:
-    return Announce(make_claim(identity, incarnation, ELSEWHERE, left=left), False)
+    return Announce(make_claim(identity, incarnation, ELSEWHERE, left=left), 0)
 
 
 def test_boot_that_left_stays_out_and_the_next_one_does_not() -> None:
@@ -373,19 +378,22 @@ def test_one_member_brings_a_bounded_number_of_strangers_and_calls() -> None:
     called = 0
     for index in range(600):
         stranger = Identity.from_private_bytes(index.to_bytes(32, "big"))
-        data = encode_message(Announce(make_claim(stranger, 1, ("203.0.113.7", index)), False))
+        data = encode_message(Announce(make_claim(stranger, 1, ("203.0.113.7", index)), 0))
         link = stage.two.running._links.get(stage.one.node_id)
         assert link is not None
         sealed = link.channel.seal(join_messages([data]))[1]
         stage.one.running.receive_datagram(sealed, stage.two.address, stage.one.now())
         while (output := stage.one.running.poll()) is not None:
             called += isinstance(output, Transmit) and output.addr[0] == "203.0.113.7"
-    assert len(stage.one.running.members()) == 3 + 256
+    assert len(list(stage.one.running.members())) == 3, "nobody here has met them"
+    assert len(stage.one.running._members.roster()) == 3 + 256
     assert called == 128
     assert drops(stage.one)["dropped_strangers"] == 600 - 256
-    stage.world.now_s += 1  # time brings new tokens
+    stage.world.run(10)
+    assert len(stage.one.running._members.roster()) == 3, "none of them was there"
     stage.send(join_messages([encode_message(claim(OTHER, 1))]))
-    assert OTHER.node_id in {view.node_id for view in stage.one.running.members()}
+    rows = stage.one.running._members.roster()
+    assert OTHER.node_id in {row[0] for row in rows}, "time brings new tokens"
 
 
 def test_what_a_peer_says_of_itself_is_not_counted_against_it() -> None:
@@ -410,12 +418,12 @@ def test_one_member_brings_a_bounded_number_of_keys() -> None:
         store = Store(origin, epoch=1, sign=sign, verify=verify, public_key=key, clock=clock)
         store.set_owner("key", index)
         raw = store.commit(stage.one.now())[0].raw
-        stage.send(join_messages([encode_message(Payload(raw, key))]))
+        stage.send(join_messages([encode_message(Payload(raw, key, 0))]))
     assert len(stage.one.store.knowledge()) == before + 256
 
 
 def test_members_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage()
+    stage = Stage(1, GossipConfig(direct_members=1))  # a large fleet, which believes in claims
     monkeypatch.setattr("gossip.members.MAX_MEMBERS", 3)
     for index in range(5):
         stranger = Identity.from_private_bytes(bytes([index]) * 32)
@@ -428,16 +436,19 @@ def test_only_the_target_answers_for_a_relayed_probe() -> None:
     stage = Stage()
     stage.world.network.faults.silent.add("n2")
     stage.send(join_messages([encode_message(PingRequest(7, stage.three.node_id))]))
-    relays = stage.one.running._probing._relays
-    number = next(iter(relays))
-    stage.send(join_messages([encode_message(Ack(number, bytes(16), bytes(8), 0))]))
-    assert number in relays
+    inquiries = stage.one.running._probing._inquiries
+    asked = stage.one.running._pings._sent
+    number = next(key for key, sent in asked.items() if sent.target == stage.three.node_id)
+    ack = join_messages([encode_message(Ack(number, bytes(16), bytes(8), 0, 0))])
+    before = stage.one.running.counters.get("acks_unknown", 0)
+    stage.send(ack)
+    assert stage.one.running.counters["acks_unknown"] == before + 1
+    assert stage.three.node_id in inquiries
     link = stage.three.running._links.get(stage.one.node_id)
     assert link is not None
-    ack = join_messages([encode_message(Ack(number, bytes(16), bytes(8), 0))])
     data = link.channel.seal(ack)[1]
     stage.one.running.receive_datagram(data, stage.three.address, stage.one.now())
-    assert number not in relays
+    assert stage.three.node_id not in inquiries
 
 
 def test_word_of_a_helper_that_nobody_asked_counts_for_nothing() -> None:
@@ -447,10 +458,10 @@ def test_word_of_a_helper_that_nobody_asked_counts_for_nothing() -> None:
     world.network.partition(["n0"], ["n2"])
     for _ in range(100):
         link = liar.running._links.get(one.node_id)
-        probe = one.running._probing._current
+        inquiry = one.running._probing._inquiries.get(victim.node_id)
         assert link is not None
-        if probe is not None and probe.target == victim.node_id:
-            data = join_messages([encode_message(IndirectAck(probe.number))])
+        if inquiry is not None:
+            data = join_messages([encode_message(IndirectAck(inquiry.number))])
             one.receive(link.channel.seal(data)[1], liar.address)
         world.run(0.1)
     assert MemberSuspect(victim.node_id) in [event for _, event in one.events]
@@ -506,17 +517,26 @@ entries = st.lists(
 )
 rows = st.lists(st.tuples(some_id, number, st.booleans()), max_size=22)
 hash16, hash8 = st.binary(min_size=16, max_size=16), st.binary(min_size=8, max_size=8)
+scopes = st.sampled_from([0, 1, 0x1A, 0x1F3, 0x1000])
+versions = st.lists(st.tuples(some_id, number, number), min_size=1, max_size=16).map(tuple)
+batches, keys = st.binary(min_size=1, max_size=1000), st.sampled_from([b"", OTHER.public_key])
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Ping, number, hash16, hash8, number),
-    st.builds(Ack, number, hash16, hash8, number),
+    st.builds(Ack, number, st.just(b"") | hash16, st.just(b"") | hash8, number, number),
     st.builds(PingRequest, number, some_id),
     st.builds(IndirectAck, number),
-    st.builds(Announce, claims, st.booleans()),
-    st.builds(Suspect, some_id, number, some_id),
+    st.builds(Announce, claims, scopes),
+    st.builds(Suspect, some_id, number, some_id, scopes),
+    st.builds(Payload, batches, keys, scopes),
+    st.builds(Evidence, batches, keys),
+    st.builds(Tree, st.booleans(), scopes, st.tuples(*[hash8] * 16)),
+    st.builds(Have, versions),
+    st.builds(Want, versions),
     st.builds(
-        Payload, st.binary(min_size=1, max_size=1000), st.sampled_from([b"", OTHER.public_key])
+        Received,
+        st.lists(st.tuples(number, number), max_size=64).map(tuple),
+        st.integers(0, 1000),
     ),
-    st.builds(Received, st.lists(st.tuples(number, number), max_size=64).map(tuple)),
     st.builds(Knowledge, some_id, some_id, st.booleans(), entries.map(tuple)),
     st.builds(Roster, some_id, some_id, st.booleans(), rows.map(tuple)),
     st.builds(VolatileState, number, st.binary(min_size=1, max_size=400)),

@@ -7,8 +7,6 @@ import json
 import random
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
 from crdt.clock import Instant
 from gossip.codec import decode_payload, encode_message, join_messages
 from gossip.handshake import Handshake
@@ -31,7 +29,7 @@ def computed() -> dict[str, dict[str, str]]:
             identity,
             b"the fleet's own secret",
             rng.randbytes(16),
-            X25519PrivateKey.from_private_bytes(rng.randbytes(32)),
+            rng.randbytes(32),
         )
         for identity in (IDENTITY, OTHER)
     ]

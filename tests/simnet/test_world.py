@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from gossip.config import GossipConfig
 from gossip.sealing import Identity
 from simnet.link import Network
 from simnet.world import World
@@ -32,13 +33,39 @@ def eventful_run(seed: int) -> str:
     return world.trace_hash()
 
 
+def branching_run(seed: int) -> str:
+    """Return the trace hash of a fleet that spreads its news along a tree, under every fault."""
+    config = GossipConfig(direct_members=8, leaf_members=4, links_kept=16, link_idle_s=2.0)
+    world = World(seed, config, standin=True)
+    faults = world.network.faults
+    faults.loss = faults.duplicate = faults.reorder = faults.corrupt = 0.1
+    hosts = world.fleet(20) + [world.add(f"m{index}") for index in range(20)]
+    for host in hosts[20:]:
+        host.seeds.append(hosts[3].address)
+        host.start()
+    world.run(4)
+    for index, host in enumerate(hosts):
+        host.store.set_fleet(f"key/{index % 3}", index, host.now())
+        host.running.set_volatile("load", index, host.now())
+        host.commit()
+    world.run(1)
+    hosts[7].crash()
+    hosts[8].hold(1.5)
+    world.run(5)
+    hosts[7].start()
+    hosts[9].running.leave(hosts[9].now())
+    world.run(2)
+    return world.trace_hash()
+
+
 def test_same_seed_same_trace_and_another_seed_another() -> None:
     assert eventful_run(3) == eventful_run(3)
     assert eventful_run(3) != eventful_run(4)
 
 
-def test_trace_does_not_depend_on_the_hash_seed() -> None:
-    code = "from tests.simnet.test_world import eventful_run; print(eventful_run(5))"
+@pytest.mark.parametrize("run", ["eventful_run", "branching_run"])
+def test_trace_does_not_depend_on_the_hash_seed(run: str) -> None:
+    code = f"from tests.simnet.test_world import {run}; print({run}(5))"
     traces = set()
     for hash_seed in ("0", "1"):
         env = {**os.environ, "PYTHONHASHSEED": hash_seed}
@@ -61,29 +88,57 @@ def test_time_passes_only_as_told() -> None:
     assert world.now_s == 1002.5
 
 
-def test_faults_do_what_they_say() -> None:
+def arrived(network: Network, source: str, target: str, data: bytes = b"data") -> list[bytes]:
+    return [copy for _, copy in network.arrivals(source, target, data, 0.0)]
+
+
+def test_cuts_partitions_and_black_holes() -> None:
     network = Network(1)
-    assert len(network.arrivals("a", "b")) == 1
+    assert arrived(network, "a", "b") == [b"data"]
     network.partition(["a"], ["b", "c"])
-    assert network.arrivals("a", "b") == network.arrivals("c", "a") == []
-    assert network.arrivals("b", "c")
+    assert arrived(network, "a", "b") == arrived(network, "c", "a") == []
+    assert arrived(network, "b", "c")
+    assert arrived(network, "a", "d"), "who is in no group reaches everybody"
+    network.heal()
+    network.faults.cut.add(("a", "b"))
+    assert arrived(network, "a", "b") == []
+    assert arrived(network, "b", "a"), "one way"
     network.heal()
     network.faults.silent.add("a")
-    assert network.arrivals("a", "b") == network.arrivals("b", "a") == []
-    network.heal()
-    network.faults.loss = 0.3
-    arrived = sum(len(network.arrivals("a", "b")) for _ in range(2000))
-    assert 1300 < arrived < 1500
-    network.faults.duplicate = 1.0
-    network.faults.loss = 0.0
-    assert len(network.arrivals("a", "b")) == 2
+    assert arrived(network, "a", "b") == arrived(network, "b", "a") == []
+
+
+def test_loss_duplicates_reordering_and_corruption_are_as_frequent_as_said() -> None:
+    network = Network(1)
+    faults = network.faults
+    faults.loss = 0.3
+    assert 1300 < sum(len(arrived(network, "a", "b")) for _ in range(2000)) < 1500
+    faults.loss, faults.duplicate = 0.0, 0.5
+    assert 2900 < sum(len(arrived(network, "a", "b")) for _ in range(2000)) < 3100
+    faults.duplicate, faults.reorder = 0.0, 0.5
+    late = [network.arrivals("a", "b", b"", 0.0)[0][0] >= faults.reorder_s for _ in range(2000)]
+    assert 900 < sum(late) < 1100
+    faults.reorder, faults.corrupt = 0.0, 0.5
+    data = bytes(100)
+    copies = [arrived(network, "a", "b", data)[0] for _ in range(2000)]
+    damaged = [copy for copy in copies if copy != data]
+    assert 900 < len(damaged) < 1100
+    assert {sum(map(bool, copy)) for copy in damaged} == {1}
+    assert len({copy.index(0x55) for copy in damaged}) > 90, "anywhere in it"
 
 
 def test_one_link_s_faults_do_not_shift_another_s() -> None:
     quiet, busy = Network(1), Network(1)
     for _ in range(10):
-        busy.arrivals("a", "c")
-    assert quiet.arrivals("a", "b") == busy.arrivals("a", "b")
+        busy.arrivals("a", "c", b"", 0.0)
+    assert quiet.arrivals("a", "b", b"", 0.0) == busy.arrivals("a", "b", b"", 0.0)
+
+
+def test_what_is_not_reordered_stays_in_order() -> None:
+    network = Network(1)
+    network.faults.jitter_s = 1.0
+    times = [network.arrivals("a", "b", b"", step / 100)[0][0] for step in range(300)]
+    assert times == sorted(times)
 
 
 def test_crash_keeps_the_journal_and_the_key_and_nothing_else() -> None:

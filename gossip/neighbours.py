@@ -1,0 +1,127 @@
+"""Neighbours: with which members this node wants a link, and which share its zone.
+
+In a small fleet that is everybody. In a large one it is the zone (who shares so many leading bits
+of the id that at most `direct_members` are left; 32 to 64 where 64 are allowed), and two members
+of every other range that the tree passes news to (crdt.ranges).
+
+Owns no state but a sorted copy of the live; never calls anybody. Invariant: two members that agree
+on who is live agree on whether they share a zone.
+"""
+
+import random
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from operator import attrgetter
+
+from crdt.ranges import MAX_DEPTH, bounds, child_scopes, in_scope, scope_of
+from gossip.broadcast import Links
+from gossip.config import GossipConfig
+from gossip.members import Member, Members
+
+_PER_RANGE = 2  # links into each range elsewhere: one may fail
+_ID_BITS = 128
+_SCOPE_BITS = 4 * MAX_DEPTH
+_ID = attrgetter("node_id")
+
+
+class Neighbours:
+    """Who is near by id, and who is missing."""
+
+    def __init__(self, config: GossipConfig, members: Members, links: Links) -> None:
+        self._config = config
+        self._members = members
+        self._links = links
+        self._me = int.from_bytes(members.node_id, "big")
+        self._sorted_for = b""
+        self._sorted: list[Member] = []
+
+    @property
+    def all(self) -> bool:
+        """Tell whether the fleet is so small that everybody is a neighbour."""
+        return len(self._members.live()) <= self._config.direct_members
+
+    def within(self, scope: int) -> list[Member]:
+        """Return the live members in a scope, by id; O(log n) until the live change."""
+        return self._between(*bounds(scope))
+
+    def zone(self) -> list[Member]:
+        """Return the live members of the own zone."""
+        if self.all:
+            return self._members.live()
+        shift = _ID_BITS - self._zone_bits()
+        low = self._me >> shift << shift
+        high = low | (1 << shift) - 1
+        return self._between(low.to_bytes(16, "big"), high.to_bytes(16, "big"))
+
+    def near(self, node_id: bytes) -> bool:
+        """Tell whether an id belongs to the own zone."""
+        return self.all or self._shared_bits(node_id) >= self._zone_bits()
+
+    def leaf(self) -> int:
+        """Return the largest own scope below the root that is not divided further."""
+        count = self._members.tree.count
+        for depth in range(1, MAX_DEPTH):
+            scope = scope_of(self._members.node_id, depth)
+            if count(scope) <= self._config.leaf_members:
+                return scope
+        return scope_of(self._members.node_id, MAX_DEPTH)
+
+    def wants(self, node_id: bytes) -> bool:
+        """Tell whether a link to a member is wanted. O(links)."""
+        if self.near(node_id):
+            return True
+        depth = self._shared_bits(node_id) // 4 + 1  # where its range parts from the own
+        return self._linked(scope_of(node_id, depth)) < _PER_RANGE
+
+    def missing(self, rng: random.Random) -> Iterator[Member]:
+        """Yield members with whom a link is wanted and not there. O(live) at worst."""
+        for member in self.zone():
+            if self._links.get(member.node_id) is None:
+                yield member
+        if self.all:
+            return
+        for scope in self._ranges_elsewhere():
+            lacking = _PER_RANGE - self._linked(scope)
+            strangers = [
+                member
+                for member in (self.within(scope) if lacking > 0 else ())
+                if self._links.get(member.node_id) is None
+            ]
+            yield from rng.sample(strangers, min(max(0, lacking), len(strangers)))
+
+    def _ranges_elsewhere(self) -> Iterator[int]:
+        """Yield the ranges beside the own at every depth that the zone does not cover."""
+        zone_bits = self._zone_bits()
+        for depth in range(1, MAX_DEPTH + 1):
+            if 4 * (depth - 1) >= zone_bits:
+                return
+            for scope in child_scopes(scope_of(self._members.node_id, depth - 1)):
+                if self._shared_bits(bounds(scope)[0]) < min(zone_bits, 4 * depth):
+                    yield scope
+
+    def _zone_bits(self) -> int:
+        """Return how many leading bits of the id the zone's members share."""
+        count = self._members.tree.count
+        for bits in range(_SCOPE_BITS):
+            depth = -(-bits // 4)
+            spread = 1 << 4 * depth - bits  # ranges of that depth that make up the zone
+            first = (scope_of(self._members.node_id, depth) // spread) * spread
+            if sum(count(scope) for scope in range(first, first + spread)) <= (
+                self._config.direct_members
+            ):
+                return bits
+        return _SCOPE_BITS
+
+    def _shared_bits(self, node_id: bytes) -> int:
+        return _ID_BITS - (int.from_bytes(node_id, "big") ^ self._me).bit_length()
+
+    def _linked(self, scope: int) -> int:
+        return sum(1 for link in self._links if in_scope(link.node_id, scope))
+
+    def _between(self, low: bytes, high: bytes) -> list[Member]:
+        digest = self._members.digest()
+        if digest != self._sorted_for:
+            self._sorted = sorted(self._members.live(), key=_ID)
+            self._sorted_for = digest
+        first = bisect_left(self._sorted, low, key=_ID)
+        return self._sorted[first : bisect_right(self._sorted, high, key=_ID)]

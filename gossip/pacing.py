@@ -1,0 +1,53 @@
+"""The write law: how much one node may make the whole fleet take in.
+
+Every durable entry reaches every node. A node takes in B entries a second; all writers together
+stay under B/3, so each of n live members writes at most B/(3 n) a second, beyond a burst. What is
+staged meanwhile coalesces: of a key written many times only the newest value travels.
+
+Owns the bucket; never what is written. Invariant: over any t seconds at most burst + t B/(3 n)
+entries are granted.
+"""
+
+from math import inf
+
+from crdt.clock import Instant
+from gossip.config import GossipConfig
+
+_SHARE = 3  # two thirds of what a node can take in are left for repair and bursts
+
+
+class WriteLaw:
+    """A token bucket whose rate is this node's share."""
+
+    def __init__(self, config: GossipConfig) -> None:
+        self._config = config
+        self._tokens = float(config.write_burst)
+        self._filled_s: float | None = None
+
+    def grant(self, entries: int, members: int, now: Instant) -> bool:
+        """Let `entries` staged entries go if there are tokens for them; `members` share the rate.
+
+        More than a burst's worth goes once the bucket is full, and leaves a debt.
+        """
+        self._fill(members, now)
+        if self._tokens < min(entries, self._config.write_burst):
+            return False
+        self._tokens -= entries
+        return True
+
+    def ready_s(self, entries: int, members: int, now: Instant) -> float:
+        """Return when `grant` will say yes, in mono seconds; inf for no entries."""
+        if entries == 0:
+            return inf
+        self._fill(members, now)
+        missing = min(entries, self._config.write_burst) - self._tokens
+        return now.mono_s + max(0.0, missing) / self._rate(members)
+
+    def _rate(self, members: int) -> float:
+        return self._config.intake_entries_per_s / (_SHARE * max(1, members))
+
+    def _fill(self, members: int, now: Instant) -> None:
+        elapsed_s = 0.0 if self._filled_s is None else max(0.0, now.mono_s - self._filled_s)
+        self._filled_s = now.mono_s
+        gained = elapsed_s * self._rate(members)
+        self._tokens = min(float(self._config.write_burst), self._tokens + gained)

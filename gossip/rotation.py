@@ -1,0 +1,66 @@
+"""Rotating the fleet's secret: the new one travels over every pair's own channel.
+
+So there is one sealed envelope per member, and none for who is revoked. A member that was away
+comes back under the secret before, and is given the new one at once.
+
+Owns who is told and who is believed; the ring itself belongs to the handshake. Invariant: no key
+is taken from a peer that itself knows only the secret before ours.
+"""
+
+from collections.abc import Callable
+
+from crdt.clock import Instant
+from gossip.broadcast import URGENT, Link, Links
+from gossip.codec import encode_message
+from gossip.events import Address, Event, KeysChanged
+from gossip.messages import NewKey
+from gossip.sealing import Keyring
+
+
+class Rotation:
+    """Pass a new key epoch on."""
+
+    def __init__(
+        self,
+        keys: Keyring,
+        links: Links,
+        revoked: Callable[[bytes], bool],
+        call: Callable[[Address, Instant], None],
+        emit: Callable[[Event], None],
+        count: Callable[[str], None],
+    ) -> None:
+        self._keys = keys
+        self._links = links
+        self._revoked = revoked
+        self._call = call
+        self._emit = emit
+        self._count = count
+
+    def rotate(self, number: int, secret: bytes) -> bool:
+        """Take a later epoch's secret and tell every peer; tell whether it was later."""
+        if not self._keys.offer(number, secret):
+            return False
+        self._emit(KeysChanged(number))
+        for link in self._links:
+            if self._revoked(link.node_id):
+                self._links.close(link.node_id, gone=True)
+            else:
+                self._tell(link)
+        return True
+
+    def on_link(self, link: Link) -> None:
+        """Give the current secret to a peer that was met under the one before."""
+        if link.made.former:
+            self._tell(link)
+
+    def on_new_key(self, link: Link, message: NewKey, now: Instant) -> None:
+        """Take a peer's later secret, and meet that peer again under it."""
+        if link.made.former:
+            self._count("dropped_new_key")  # whoever stole the old secret could say this
+        elif self.rotate(message.number, message.secret):
+            self._call(link.address, now)
+
+    def _tell(self, link: Link) -> None:
+        epoch = self._keys.current
+        data = encode_message(NewKey(epoch.number, epoch.secret))
+        self._links.offer(link, b"N", data, URGENT)

@@ -1,0 +1,183 @@
+"""Spreading news: straight to all in a small fleet, along a tree of id ranges in a large one.
+
+Whoever sends news to a *scope* (a range of ids, crdt.ranges) either tells all in it, or makes one
+member of each of its 16 child ranges responsible for that range (El-Ansary et al. 2003, "Efficient
+broadcast in structured peer-to-peer networks"). Nobody has to agree with anybody on a tree: a
+member that the sender does not know is missed, and found by announcements and repair.
+
+Owns who is told what, and what waits for a link; never when (broadcast does), nor what a message
+means. Invariant: nothing goes back to where it came from.
+"""
+
+import random
+from collections.abc import Callable
+
+from crdt.clock import Instant
+from crdt.log import Batch
+from crdt.ranges import MAX_DEPTH, child_scopes, depth_of, scope_of
+from crdt.store import Store
+from gossip.announcements import Announcements
+from gossip.broadcast import STATE, Link, Links
+from gossip.codec import encode_message
+from gossip.config import GossipConfig
+from gossip.events import Address
+from gossip.members import ALIVE, Member, Members
+from gossip.messages import Message, Payload
+from gossip.neighbours import Neighbours
+
+ALL = 1  # the scope of the whole fleet
+_WAITING_PEERS, _WAITING_ITEMS, _WAITING_S = 64, 16, 5.0
+_LOOK_S, _LOOK_CALLS = 3.0, 16
+_RANDOM_HEADS = 0.125  # so that a near one that drops everything is not chosen for ever
+
+_Item = tuple[bytes, int]  # encoded message, priority
+
+
+class Spread:
+    """Tell the members in a scope."""
+
+    def __init__(
+        self,
+        config: GossipConfig,
+        rng: random.Random,
+        store: Store,
+        members: Members,
+        links: Links,
+        call: Callable[[Address, Instant], None],
+        count: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._rng = rng
+        self._members = members
+        self._links = links
+        self._call = call
+        self.neighbours = Neighbours(config, members, links)
+        self.announcements = Announcements(
+            config, rng, store, members, links, self.neighbours, count
+        )
+        self._ranks = sorted(
+            (priority, tuple(prefix for prefix, other in config.priorities if other == priority))
+            for priority in {priority for _, priority in config.priorities}
+        )
+        self._waiting: dict[bytes, tuple[float, dict[bytes, _Item]]] = {}
+        self._look_s = 0.0
+
+    def send(
+        self,
+        make: Callable[[int], Message],
+        key: bytes,
+        priority: int,
+        scope: int,
+        now: Instant,
+        but: tuple[bytes, ...] = (),
+    ) -> list[bytes]:
+        """Queue `make(what the receiver shall cover)` for the live members in `scope`, not `but`.
+
+        Return whom it goes to. O(members in scope), O(log n) of them in a large fleet.
+        """
+        if scope == 0:
+            return []
+        targets = self._members.live() if scope == ALL else self.neighbours.within(scope)
+        targets = [one for one in targets if one.node_id not in but]
+        encoded: dict[int, bytes] = {}
+        told: list[bytes] = []
+        for member, rest in self._cover(scope, targets):
+            if rest not in encoded:
+                encoded[rest] = encode_message(make(rest))
+            self._offer(member, key, encoded[rest], priority, now)
+            told.append(member.node_id)
+        return told
+
+    def batch(
+        self, batch: Batch, public_key: bytes, scope: int, now: Instant, source: bytes = b""
+    ) -> None:
+        """Send a batch, new here, to the scope, and announce it to some in a large fleet."""
+        large = not self.neighbours.all
+        if scope == 0 and not large:
+            return
+        told = self.send(
+            lambda rest: Payload(batch.raw, public_key, rest),
+            batch.raw,
+            self._rank(batch),
+            scope,
+            now,
+            (source, batch.origin),
+        )
+        if large:
+            self.announcements.took(batch, frozenset((source, batch.origin, *told)), now)
+
+    def on_link(self, link: Link, now: Instant) -> None:
+        """Send what waited for this link."""
+        until_s, items = self._waiting.pop(link.node_id, (0.0, {}))
+        if now.mono_s < until_s:
+            for key, (data, priority) in items.items():
+                self._links.offer(link, key, data, priority)
+
+    def deadline(self) -> float:
+        """Return when something is to be announced or asked for, in mono seconds."""
+        return self.announcements.deadline()
+
+    def tick(self, now: Instant) -> None:
+        """Announce and ask what is due; now and then call neighbours that are missing."""
+        self.announcements.tick(now)
+        if now.mono_s >= self._look_s:  # whoever wakes this node: it needs no deadline of its own
+            self._look_s = now.mono_s + _LOOK_S
+            missing = list(self.neighbours.missing(self._rng))
+            for member in self._rng.sample(missing, min(_LOOK_CALLS, len(missing))):
+                self._call(member.address, now)
+
+    def _rank(self, batch: Batch) -> int:
+        """Return the priority of a batch's most urgent entry."""
+        for priority, prefixes in self._ranks:
+            if any(entry.key.startswith(prefixes) for entry in batch.entries):
+                return priority
+        return STATE
+
+    def _cover(self, scope: int, targets: list[Member]) -> list[tuple[Member, int]]:
+        """Return who among the targets is told, and the scope that each shall cover."""
+        depth = depth_of(scope)
+        limit = self._config.direct_members if depth == 0 else self._config.leaf_members
+        if len(targets) <= limit or depth == MAX_DEPTH:
+            return [(member, 0) for member in targets]
+        groups: dict[int, list[Member]] = {child: [] for child in child_scopes(scope)}
+        for member in targets:
+            groups[scope_of(member.node_id, depth + 1)].append(member)
+        mine = scope_of(self._members.node_id, depth + 1)
+        covered: list[tuple[Member, int]] = []
+        for child, group in groups.items():
+            if child == mine:
+                covered += self._cover(child, group)
+            elif group:
+                covered.append((self._head(group), child if len(group) > 1 else 0))
+        return covered
+
+    def _head(self, group: list[Member]) -> Member:
+        """Choose who covers a range: alive, with a link that works, mostly the nearest."""
+        linked: list[tuple[Member, Link]] = [
+            (member, link)
+            for member in group
+            if (link := self._links.get(member.node_id)) is not None
+        ]
+        if not linked:
+            return self._rng.choice(group)
+        sound = [one for one in linked if one[0].state == ALIVE and one[1].misses < 2]
+        linked = sound or linked
+        if self._rng.random() < _RANDOM_HEADS:
+            return self._rng.choice(linked)[0]
+        return min(linked, key=lambda one: one[1].rtt_s or 0.0)[0]
+
+    def _offer(self, member: Member, key: bytes, data: bytes, priority: int, now: Instant) -> None:
+        link = self._links.get(member.node_id)
+        if link is not None:
+            self._links.offer(link, key, data, priority)
+            return
+        self._call(member.address, now)
+        until_s, items = self._waiting.pop(member.node_id, (0.0, {}))
+        if now.mono_s >= until_s:
+            items = {}
+        items[key] = (data, priority)
+        while len(items) > _WAITING_ITEMS:
+            del items[next(iter(items))]
+        self._waiting[member.node_id] = (now.mono_s + _WAITING_S, items)
+        while len(self._waiting) > _WAITING_PEERS:
+            del self._waiting[next(iter(self._waiting))]

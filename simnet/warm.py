@@ -1,0 +1,81 @@
+"""A fleet that has known itself for long, without the handshakes and claims that led there.
+
+Owns what its nodes share: each has a table of all members, and 10,000 tables of 10,000 would fit
+no machine, so all look at one table and keep only what differs from it. Reaches into the members'
+private tables, which nothing else outside gossip may do. Invariant: what one node learns later,
+no other sees.
+"""
+
+from collections.abc import Iterable, Iterator, MutableMapping
+from typing import Any, TypeVar, cast
+
+from crdt.clock import Instant
+from gossip.members import ALIVE, Member, Members
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Overlay(MutableMapping[K, V]):
+    """A mapping that shares a base with others and keeps its changes to itself."""
+
+    __slots__ = ("_base", "_changed", "_gone")
+
+    def __init__(self, base: dict[K, V], gone: Iterable[K] = ()) -> None:
+        self._base = base
+        self._changed: dict[K, V] = {}
+        self._gone = dict.fromkeys(gone)
+
+    def __getitem__(self, key: K) -> V:
+        if key in self._changed:
+            return self._changed[key]
+        if key in self._gone:
+            raise KeyError(key)
+        return self._base[key]
+
+    def get(self, key: K, default: Any = None) -> Any:
+        """Return a value or the default; quicker than what the base class offers."""
+        if key in self._changed:
+            return self._changed[key]
+        return default if key in self._gone else self._base.get(key, default)
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._changed[key] = value
+        self._gone.pop(key, None)
+
+    def __delitem__(self, key: K) -> None:
+        if key not in self:
+            raise KeyError(key)
+        self._changed.pop(key, None)
+        if key in self._base:
+            self._gone[key] = None
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._changed or (key in self._base and key not in self._gone)
+
+    def __iter__(self) -> Iterator[K]:
+        yield from (key for key in self._base if key not in self._gone)
+        yield from (key for key in self._changed if key not in self._base)
+
+    def __len__(self) -> int:
+        fresh = sum(key not in self._base for key in self._changed)
+        return len(self._base) - len(self._gone) + fresh
+
+
+def acquaint(tables: list[Members], now: Instant) -> None:
+    """Have every node hold every other's claim, as if it had met them all; O(n) for each."""
+    first, *others = tables
+    for one in others:
+        assert first.accept(one.own, now, met=True)
+    own = first.own
+    everybody = dict(first._table)
+    everybody[first.node_id] = Member(first.node_id, own, ALIVE, now.mono_s)
+    ranges = dict(first.tree._nodes)
+    members = list(everybody.values())
+    for index, one in enumerate(tables):
+        one._table = cast(dict[bytes, Member], Overlay(everybody, [one.node_id]))
+        one.tree._nodes = cast(dict[int, tuple[int, int]], Overlay(ranges))
+        # the list of all but oneself, which would be built member by member otherwise
+        place = index - 1 if index else len(members) - 1
+        one._live = members[:place] + members[place + 1 :]
+        one._down = []
