@@ -175,7 +175,7 @@ class Probing:
         if lag_s > self._config.probe_timeout_s / 2 and not self._slowed:
             self._slowed = True  # once a probe, however often the host reports
             self._worsen(1)
-        self._lag_s = max(self._lag_s, min(lag_s, 10.0))
+        self._lag_s = max(self._lag_s, min(lag_s, 2 * self._config.probe_interval_s))
 
     def defer(self, lag_s: float, now: Instant) -> None:
         """Give everybody the time for which this node was held up, and half of it to be heard."""

@@ -10,7 +10,6 @@ import sys
 import textwrap
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +157,7 @@ def test_a_sequence_is_never_used_twice(tmp_path: Path) -> None:
     async def use(journal: Journal) -> None:
         await append_all(3)(journal)
         await journal.append(make(journal, 3), 0)  # a repetition is harmless
-        older = replace(make(journal, 4), epoch=journal.start.epoch - 1)
+        older = make(journal, 4)._replace(epoch=journal.start.epoch - 1)
         for wrong in (make(journal, 3, size=400), make(journal, 2), older):
             with pytest.raises(JournalError, match="comes after"):
                 await journal.append(wrong, 0)
@@ -169,7 +168,7 @@ def test_a_sequence_is_never_used_twice(tmp_path: Path) -> None:
 
 def test_an_epoch_that_peers_raised_is_kept(tmp_path: Path) -> None:
     async def use(journal: Journal) -> None:
-        await journal.append(replace(make(journal, 1), epoch=journal.start.epoch + (9 << 16)), 0)
+        await journal.append(make(journal, 1)._replace(epoch=journal.start.epoch + (9 << 16)), 0)
 
     first = session(tmp_path, use)
     (tmp_path / "journal.db").unlink()

@@ -16,7 +16,7 @@ from simnet.world import Host, World
 _SMALL = {"direct_members": 16, "leaf_members": 8}
 
 
-def large(seed: int, count: int = 100, run_s: float = 15.0, **config: float) -> World:
+def large(seed: int, count: int = 100, run_s: float = 7.0, **config: float) -> World:
     """Return a fleet that is large for its limits and has its links."""
     world = World(seed, GossipConfig(**{**_SMALL, **config}), standin=True)  # type: ignore[arg-type]
     world.warm_fleet(count)
@@ -63,21 +63,24 @@ def test_nobody_sends_to_all_in_a_large_fleet() -> None:
 
 
 def test_links_are_few_in_a_large_fleet_and_go_where_the_tree_needs_them() -> None:
-    world = large(3, count=200)
+    world = large(3, count=150)
+    counts = []
     for host in world.hosts.values():
         links = host.running._links
-        assert len(links) < 90
+        counts.append(len(links))
         node_ids = [other.node_id for other in world.hosts.values() if other is not host]
         for first in range(16):
             inside = [one for one in node_ids if one[0] >> 4 == first]
             linked = [one for one in inside if links.get(one) is not None]
             assert len(linked) >= min(2, len(inside))
+    # the zone, two in each range elsewhere, as many who chose this node, and who was probed
+    assert sum(counts) / 150 < 18 + 2 * 30 + 2 * 7
 
 
 def test_silent_heads_cost_no_repair() -> None:
     world = large(4)
     source = world.hosts["n3"]
-    silent = [host for host in world.hosts.values() if host is not source][::12]
+    silent = [host for host in world.hosts.values() if host is not source][::5]
     world.network.faults.silent = {host.name for host in silent}
     source.set_owner("key", 1)
     world.run(0.9)  # less than two probes: announcements alone must do it
@@ -163,15 +166,15 @@ def test_priorities_are_checked() -> None:
 
 def test_volatile_values_stay_in_the_zone_whatever_the_size_of_the_fleet() -> None:
     sent = {}
-    for count in (60, 240):
+    for count in (40, 120):
         world = large(9, count)
         hosts = list(world.hosts.values())
         source = hosts[3]
         before = total(world, "out_bytes")
-        world.run(10)
+        world.run(4)
         idle = total(world, "out_bytes") - before
         before = total(world, "out_bytes")
-        for index in range(20):
+        for index in range(8):
             for host in hosts:
                 host.running.set_volatile("load", index, host.now())
                 host.drain()
@@ -183,9 +186,9 @@ def test_volatile_values_stay_in_the_zone_whatever_the_size_of_the_fleet() -> No
             near = host.running._spread.neighbours.near(source.node_id)
             assert near == (host in zone), "symmetric"
             value = host.running.volatile(source.node_id, "load")
-            assert value == (19 if near else None)
+            assert value == (7 if near else None)
             assert len(host.running._volatile._others) <= 2 * 17 + 16
-    assert sent[240] < 1.5 * sent[60]
+    assert sent[120] < 1.5 * sent[40]
 
 
 def test_volatile_load_does_not_fill_the_log() -> None:

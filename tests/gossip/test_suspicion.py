@@ -38,8 +38,8 @@ def deaths(hosts: list[Host], since_s: float = 0.0) -> int:
 
 
 def state(host: Host, of: Host) -> str:
-    found = [view.state for view in host.running.members() if view.node_id == of.node_id]
-    return found[0] if found else "unknown"
+    member = host.running._members.get(of.node_id)
+    return member.state if member is not None else "unknown"
 
 
 def detection(seed: int, count: int, *, silent: bool) -> tuple[float, float]:
@@ -65,7 +65,7 @@ def detection(seed: int, count: int, *, silent: bool) -> tuple[float, float]:
 @pytest.mark.parametrize("silent", [False, True], ids=["killed", "its packets vanish"])
 @pytest.mark.parametrize(("count", "target"), [(3, 3.6), (10, 3.6), (30, 5.6)])
 def test_death_is_seen_by_all_in_time(count: int, target: float, silent: bool) -> None:
-    seeds = range(15 if count < 30 else 5)
+    seeds = range(15 if count < 30 else 3)
     took = [detection(seed, count, silent=silent) for seed in seeds]
     assert median(last for _, last in took) <= target
     # an accuser and its three helpers make the suspicion as short as it gets
@@ -159,14 +159,14 @@ def test_every_member_is_probed_once_a_round_and_newcomers_in_the_current_one() 
 
 
 def test_answer_that_took_long_does_not_make_the_next_probe_patient() -> None:
-    world, hosts = fleet(3, 2)
+    _, hosts = fleet(3, 2)
     link = hosts[0].running._links.get(hosts[1].node_id)
     assert link is not None
     link.sample(5.0)
     assert hosts[0].running._pings.retry_s(link) <= 0.2
 
 
-def rumour(world: World, liar: Host, to: Host, about: Host, accuser: bytes) -> None:
+def rumour(liar: Host, to: Host, about: Host, accuser: bytes) -> None:
     """Let a member tell another of a third, in anybody's name."""
     link = liar.running._links.get(to.node_id)
     assert link is not None
@@ -178,7 +178,7 @@ def test_rumour_alone_is_disproved_by_an_own_look() -> None:
     world, hosts = fleet(4, 5)
     one, liar, victim = hosts[:3]
     begun_s = world.now_s
-    rumour(world, liar, one, victim, liar.node_id)
+    rumour(liar, one, victim, liar.node_id)
     assert state(one, victim) == "suspect"
     world.run(1)
     assert told(one, victim, begun_s) == [MemberSuspect, MemberUp]
@@ -192,28 +192,28 @@ def test_liar_cannot_hasten_a_death_by_speaking_for_many() -> None:
     world.network.partition([victim.name], [one.name])
     world.network.faults.cut.update((host.name, victim.name) for host in hosts)
     for host in (liar, *hosts[3:]):
-        rumour(world, liar, one, victim, host.node_id)
-        rumour(world, liar, one, victim, liar.node_id)
+        rumour(liar, one, victim, host.node_id)
+        rumour(liar, one, victim, liar.node_id)
     doubt = one.running._suspicion._doubts[victim.node_id]
     longest_s = config.suspicion_intervals * config.suspicion_factor
     assert doubt.end_s - doubt.begun_s == pytest.approx(longest_s)
-    rumour(world, hosts[3], one, victim, hosts[3].node_id)
-    rumour(world, hosts[4], one, victim, hosts[4].node_id)
+    rumour(hosts[3], one, victim, hosts[3].node_id)
+    rumour(hosts[4], one, victim, hosts[4].node_id)
     shortened_s = doubt.end_s - doubt.begun_s
     assert config.suspicion_intervals < shortened_s < longest_s
-    rumour(world, hosts[5], one, victim, hosts[5].node_id)
+    rumour(hosts[5], one, victim, hosts[5].node_id)
     assert doubt.end_s - doubt.begun_s == pytest.approx(config.suspicion_intervals)
 
 
 def test_liar_in_a_large_fleet_counts_for_one() -> None:
-    world, hosts = fleet(6, 6, GossipConfig(direct_members=1))
+    _, hosts = fleet(6, 6, GossipConfig(direct_members=1))
     one, liar, victim = hosts[:3]
     for host in hosts[1:]:
-        rumour(world, liar, one, victim, host.node_id)
+        rumour(liar, one, victim, host.node_id)
     doubt = one.running._suspicion._doubts[victim.node_id]
     assert doubt.end_s - doubt.begun_s == pytest.approx(1.8 * 3)
     for bearer in hosts[3:]:
-        rumour(world, bearer, one, victim, bearer.node_id)
+        rumour(bearer, one, victim, bearer.node_id)
     assert doubt.end_s - doubt.begun_s == pytest.approx(1.8)
 
 
@@ -221,10 +221,11 @@ def test_flood_of_rumours_is_bounded() -> None:
     world, hosts = fleet(7, 4)
     one, liar, victim = hosts[:3]
     for _ in range(1000):
-        rumour(world, liar, one, victim, liar.node_id)
-        rumour(world, liar, victim, victim, liar.node_id)
-    assert one.running.counters["dropped_rumours"] > 400
-    assert victim.running.incarnation <= 1 + 8
+        rumour(liar, one, victim, liar.node_id)
+    assert one.running.counters["dropped_rumours"] == 1000 - 512
+    for _ in range(1000):
+        rumour(liar, victim, victim, liar.node_id)
+    assert victim.running.incarnation <= 1 + 8 + 1, "so many refutations, and one for the others"
     world.run(10)
     assert world.all_live()
     assert deaths(hosts) == 0
@@ -234,29 +235,28 @@ def test_flood_of_rumours_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("away", ["before anybody noticed", "while suspected", "after its burial"])
-def test_boot_time_incarnation_race(away: str) -> None:
-    for seed in range(5):
-        world, hosts = fleet(seed, 6)
-        *others, victim = hosts
-        victim.crash()
-        wanted = {"while suspected": "suspect", "after its burial": "down"}.get(away, "alive")
-        world.run_until(lambda: any(state(host, victim) == wanted for host in others), 20)
-        begun_s = world.now_s
-        victim.start()
-        world.run_until(world.all_live, 10)
-        world.run(20)
-        assert world.all_live()
-        views = [
-            view
-            for host in others
-            for view in host.running.members()
-            if view.node_id == victim.node_id
-        ]
-        assert {view.incarnation for view in views} == {victim.running.incarnation}
-        assert 2 <= victim.running.incarnation <= 3, "at most one refutation"
-        for host in others:
-            assert told(host, victim, begun_s).count(MemberSuspect) <= 1, seed
-        assert sum(told(host, victim, begun_s + 0.2).count(MemberDown) for host in others) == 0
+@pytest.mark.parametrize("seed", range(4))
+def test_boot_time_incarnation_race(away: str, seed: int) -> None:
+    world, hosts = fleet(seed, 6)
+    *others, victim = hosts
+    victim.crash()
+    wanted = {"while suspected": "suspect", "after its burial": "down"}.get(away, "alive")
+    world.run_until(lambda: any(state(host, victim) == wanted for host in others), 20)
+    begun_s = world.now_s
+    victim.start()
+    world.run_until(world.all_live, 10)
+    world.run(20)
+    assert world.all_live()
+    seen = [
+        view.incarnation
+        for host in others
+        for view in host.running.members()
+        if view.node_id == victim.node_id
+    ]
+    assert set(seen) == {victim.running.incarnation}
+    assert 2 <= victim.running.incarnation <= 3, "at most one refutation"
+    assert all(told(host, victim, begun_s).count(MemberSuspect) <= 1 for host in others)
+    assert sum(told(host, victim, begun_s + 0.2).count(MemberDown) for host in others) == 0
 
 
 def test_full_sync_does_not_revive_the_dead() -> None:
@@ -385,8 +385,7 @@ def test_roster_digest_follows_every_change_and_equals_a_fresh_sum() -> None:
     digests = [{host.running._members.digest() for host in hosts}]
     for action in (hosts[5].crash, hosts[5].start, hosts[4].crash):
         action()
-        world.run_until(world.all_live, 60)
-        world.run(1)
+        world.run(20)
         digests.append({host.running._members.digest() for host in hosts if host.node})
     assert [len(found) for found in digests] == [1, 1, 1, 1]
     assert all(before != after for before, after in pairwise(digests))
