@@ -176,15 +176,15 @@ class Links:
             if link.resend_due_s <= now.mono_s and link.expire(now):
                 self._deaf(link, now)
             sealed = self._next_datagram(link, now)
-            self._schedule(link)  # again, if more is due: the links take turns
+            self._schedule(link, now.mono_s)  # again, if more is due: the links take turns
             if sealed is not None:
                 room -= max(len(sealed), _DATAGRAM_COST)
                 if room <= 0:
                     self._resume_s = now.mono_s + _FLUSH_PAUSE_S
                 yield sealed, link.address
 
-    def _schedule(self, link: Link) -> None:
-        due_s = link.due_s()
+    def _schedule(self, link: Link, least_s: float = -inf) -> None:
+        due_s = max(least_s, link.due_s())
         if due_s < link.scheduled_s:
             link.scheduled_s = due_s
             self._order += 1

@@ -20,8 +20,8 @@ from gossip.members import MAX_MEMBERS, Members
 from gossip.sealing import DropError
 from gossip.suspicion import Suspicion
 
-_CALL_TRIES = 4
-_CALL_RETRY_S = 0.3
+_CALL_TRIES = 5
+_CALL_RETRY_S = 0.2
 _CALL_LIMIT = 512
 _KNOWN_FACTOR = 5  # a lost seed is tried this much more rarely while others are there
 _CLAIMED_PER_S, _CLAIMED_BURST = 16.0, 128.0

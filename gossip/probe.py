@@ -23,6 +23,7 @@ _MAX_HEALTH = 7
 _INQUIRIES_LIMIT = 256  # beside this node's own probe
 _ASKERS_LIMIT = 64
 _JUDGED = 0.8  # of the interval; what is left keeps probes apart
+_UNMET = 3  # times as long for a target without a link: a handshake takes four datagrams
 _CALLED = 0.6  # of the interval: a target so long silent may have restarted
 _RELAY = 0.35  # of the interval: how long a helper waits before it suspects the target, too
 _DIRECT_TRIES = 3  # before others are asked: with a fifth of all datagrams lost 1 in 20 are
@@ -34,6 +35,7 @@ class _Inquiry:
     """What is done to hear from a member, and when; inf is never."""
 
     target: bytes
+    begun_s: float
     end_s: float
     ping_s: float = inf
     ask_s: float = inf  # others
@@ -161,7 +163,9 @@ class Probing:
             self._members.forget(node_id)
             return
         interval_s = self._config.probe_interval_s
-        inquiry = _Inquiry(node_id, now.mono_s + 3 * interval_s, ask_s=now.mono_s + interval_s)
+        inquiry = _Inquiry(
+            node_id, now.mono_s, now.mono_s + 3 * interval_s, ask_s=now.mono_s + interval_s
+        )
         self._inquiries[node_id] = inquiry
         self._schedule(inquiry.ask_s)
 
@@ -205,10 +209,11 @@ class Probing:
         factor = 1.0 + self._health
         interval_s = self._config.probe_interval_s * factor + self._lag_s
         self._begin_s = now.mono_s + interval_s
-        judge_s = now.mono_s + _JUDGED * interval_s
+        link = self._links.get(member.node_id)
+        patience = 1 if link is not None else _UNMET
+        judge_s = now.mono_s + _JUDGED * interval_s * patience
         inquiry = self._inquiries.get(member.node_id) or self._open(member.node_id, now, judge_s)
         inquiry.end_s, inquiry.judge_s = max(inquiry.end_s, judge_s), judge_s
-        link = self._links.get(member.node_id)
         direct_s = _DIRECT_TRIES * self._pings.retry_s(link)
         timeout_s = min(self._config.probe_timeout_s, direct_s) * factor + self._lag_s
         inquiry.ask_s, inquiry.call_s = now.mono_s + timeout_s, now.mono_s + _CALLED * interval_s
@@ -219,7 +224,7 @@ class Probing:
         self._pursue(inquiry, now)
 
     def _open(self, target: bytes, now: Instant, end_s: float) -> _Inquiry:
-        inquiry = _Inquiry(target, end_s, ping_s=now.mono_s)
+        inquiry = _Inquiry(target, now.mono_s, end_s, ping_s=now.mono_s)
         self._inquiries[target] = inquiry
         return inquiry
 
@@ -323,7 +328,12 @@ class Probing:
             return
         if member.state == HEARD:
             self._members.forget(inquiry.target)
-        elif own != inf:
+        elif own != inf and not self._heard_of_late(inquiry):
             if not self._heard and len(self._members.live()) > 1:
                 self._worsen(1)
             self._suspicion.accuse(inquiry.target, now)
+
+    def _heard_of_late(self, inquiry: _Inquiry) -> bool:
+        """Tell whether anything has come from the target since: then only answers were lost."""
+        link = self._links.get(inquiry.target)
+        return link is not None and link.heard_s >= inquiry.begun_s

@@ -24,6 +24,7 @@ from gossip.spread import ALL, Spread
 _GOODBYE_S = 1.0  # how long a link outlives its member's leave, to acknowledge it
 _CLAIM_S = 10.0  # how long a link lasts whose peer does not claim to be alive
 _CONFIRMATIONS = 3  # after the first accusation, to make a suspicion as short as it gets
+_CORRECTORS = 3  # of all who know better than an accuser
 _CHECK_FROM, _CHECK_TO = 0.25, 0.5  # of the shortest suspicion: when each looks for itself
 # what one peer may cause: rumours taken, and refutations of what it says of this node
 _RUMOURS_PER_S, _RUMOURS_BURST = 32.0, 512.0
@@ -122,7 +123,9 @@ class Suspicion:
         if member is None:
             return
         if message.incarnation < member.claim.incarnation or member.claim.left:
-            self.tell(link, Announce(member.claim, 0), message.subject)
+            # its subject answers the accuser as well, and the claim reaches all by itself
+            if message.accuser == link.node_id and self._chosen(_CORRECTORS):
+                self.tell(link, Announce(member.claim, 0), message.subject)
             return
         teller = self._members.get(link.node_id)
         if message.incarnation != member.claim.incarnation or teller is None or not teller.live:
@@ -219,6 +222,10 @@ class Suspicion:
             self.renew(message.incarnation, now)
         # the accuser may be nobody I hold for live: it is told in any case
         self.tell(link, Announce(self._members.own, 0), message.subject)
+
+    def _chosen(self, wanted: int) -> bool:
+        """Draw: of all live members about `wanted` say yes."""
+        return self._rng.random() * len(self._members.live()) < wanted
 
     def _correct(self, link: Link, claim: Claim, known: Member) -> None:
         """Answer a claim that is no news here."""

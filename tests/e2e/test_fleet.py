@@ -39,8 +39,13 @@ def test_a_fleet_lives_through_a_release_and_a_death(make_node: Make) -> None:
     b.camera("yard", "generated:2", deadline_ms=1000)
     b.camera("desk", "generated:3", deadline_ms=1000, takeover=False)
     together(nodes)
+    wait_for(
+        "all agents known to all",
+        lambda: all(
+            {r["agent"] for r in n.get("agents")} == {"door", "yard", "desk"} for n in nodes
+        ),
+    )
     wait_for("equal hashes", lambda: same_hash(nodes))
-    assert all({r["agent"] for r in n.get("agents")} == {"door", "yard", "desk"} for n in nodes)
     wait_for("answers of door", lambda: a.answered("door") > 5)
     wait_for("answers of yard", lambda: b.answered("yard") > 5)
 

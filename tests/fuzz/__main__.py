@@ -40,7 +40,7 @@ def main(target: str, inputs: int) -> None:
             base_mib = resident_mib()
         elif ran == inputs:
             grown_mib = resident_mib() - base_mib
-            print(f"{target}: {ran} inputs, resident memory grew by {grown_mib:.1f} MiB", flush=True)
+            print(f"{target}: {ran} inputs, memory grew by {grown_mib:.1f} MiB", flush=True)
             os._exit(grown_mib >= _GROWTH_MIB)
 
     corpus = Path(tempfile.mkdtemp())

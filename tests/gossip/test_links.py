@@ -1,9 +1,9 @@
 """Links: certain, quick and frugal delivery, whatever the network and the hosts do."""
 
 import random
+from itertools import pairwise
 
 import pytest
-from gossip.link import Estimate
 
 from crdt.clock import Instant
 from gossip.broadcast import PROMPT, REPAIR, STATE, URGENT, VOLATILE, Link, Links
@@ -11,6 +11,7 @@ from gossip.codec import decode_payload, encode_message, join_messages
 from gossip.config import GossipConfig
 from gossip.events import Transmit
 from gossip.limits import Bucket
+from gossip.link import Estimate
 from gossip.messages import (
     IndirectAck,
     Message,
@@ -136,7 +137,7 @@ def test_tries_keep_their_pace_five_times_then_slow_down_and_end() -> None:
     pair = Pair()
     pair.offer(1)
     left_s = [when for when, _, _ in pair.run(20)]
-    gaps = [late - early for early, late in zip(left_s, left_s[1:], strict=False)]
+    gaps = [late - early for early, late in pairwise(left_s)]
     assert len(left_s) == GossipConfig().resend_limit
     assert gaps[:5] == pytest.approx([FLOOR_S] * 5)
     assert gaps[5:] == pytest.approx([FLOOR_S * 2, FLOOR_S * 4, FLOOR_S * 8, FLOOR_S * 16])
@@ -148,12 +149,11 @@ def test_tries_keep_their_pace_five_times_then_slow_down_and_end() -> None:
 def test_loss_of_one_datagram_does_not_slow_another() -> None:
     pair = Pair()
     pair.offer(1)
-    pair.run(0.2)  # lost again and again
+    pair.run(0.2)  # lost again and again: the next of their tries is more than 0.05 s away
     pair.offer(1)
-    late = pair.run(0.05)
-    fresh = [messages for _, _, messages in late]
-    assert len(fresh) >= 2
-    assert pair.link.resend_after_s(1) == FLOOR_S
+    left_s = [when for when, _, _ in pair.run(FLOOR_S + 0.03)]
+    assert left_s[0] <= pair.link.interval_s
+    assert left_s[1] - left_s[0] == pytest.approx(FLOOR_S)
 
 
 def test_what_later_datagrams_have_passed_is_resent_at_once() -> None:
@@ -359,16 +359,14 @@ def test_pause_is_kept_between_datagrams_but_not_by_what_is_urgent() -> None:
     pair.ack(pair.flush()[0][0], pause_ms=300)
     pair.offer(3)
     pair.offer(1, URGENT)
-    left_s = []
+    begun_s, left_s = pair.now_s, []
     for _ in range(200):
         gone = pair.run(0.01)
         left_s += [round(pair.now_s - 0.01 + when, 3) for when, _, _ in gone]
         pair.ack(*[counter for _, counter, _ in gone], pause_ms=300)
     assert len(left_s) == 4
-    assert [late - early >= 0.3 for early, late in zip(left_s, left_s[1:], strict=False)][1:] == [
-        True,
-        True,
-    ]
+    assert left_s[0] - begun_s < 0.02, "what is urgent does not wait"
+    assert all(late - early >= 0.299 for early, late in pairwise(left_s))
     assert pair.counters.get("resent", 0) == 0, "and nobody takes a paused peer for a lost one"
     pair.ack(pause_ms=0)
     pair.offer(2)
@@ -404,7 +402,7 @@ def test_held_node_makes_its_peers_pause_and_loses_nothing() -> None:
     world.run(3)
     two.hold(1.0)
     for index in range(100):
-        one.store.set_owner(f"key/{index}", one.rng.randbytes(600))
+        one.store.set_owner(f"key/{index % 30}", one.rng.randbytes(600))
         one.running.commit(one.now())
         world.run(0.02)
         one.drain()
@@ -471,7 +469,7 @@ def test_idle_links_above_the_bound_are_closed_and_nobody_is_thought_dead() -> N
     world.run_until(world.all_live, 20)
     world.run(60)
     sizes = [len(host.running._links) for host in hosts]
-    assert max(sizes) < 25, "some are closed"
+    assert sum(sizes) < 0.9 * 26 * 25, "some are closed"
     assert total(hosts, "links_idle") > 0
     assert world.all_live()
     assert not any(

@@ -15,7 +15,7 @@ from tests.simnet import scenarios
 
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 SEEDS = range(1, 21) if SOAK else range(1, 3)
-LARGE = 250
+LARGE = 250 if SOAK else 120
 
 
 @pytest.mark.parametrize("seed", SEEDS if SOAK else [1])
