@@ -15,6 +15,7 @@ from gossip.codec import Packer, counters_to_ranges, encode_message, join_messag
 from gossip.config import GossipConfig
 from gossip.events import Address
 from gossip.handshake import Established
+from gossip.latency import Excess, Latency
 from gossip.limits import Bucket, Rates
 from gossip.link import PROMPT, REPAIR, STATE, URGENT, VOLATILE, Item, Link
 from gossip.messages import MAX_PAUSE_MS, Message, Received
@@ -50,6 +51,7 @@ class Links:
         self._strangers = Rates(_STRANGERS_PER_S, _STRANGERS_BURST)
         self._egress = Bucket(config.egress_bytes_per_s, config.egress_bytes_per_s * _BURST_S)
         self._counters = counters
+        self._excess = Excess()
         self._by_id: dict[bytes, Link] = {}
         self._by_index: dict[bytes, Link] = {}
         self._agenda: list[tuple[float, int, Link]] = []  # a heap; stale where scheduled_s differs
@@ -93,15 +95,22 @@ class Links:
                 old.channel, old.confirmed = made.channel, False
             old.address, old.made = made.address, made
             if made.rtt_s is not None:
-                old.sample(made.rtt_s)
+                old.latency.sample(made.rtt_s, made.made_s)
             return old
         if old is not None:
             self.close(made.node_id, gone=True)
         link = Link(
-            made, self._config, self._count, made.channel, made.address, made.made_s, made.made_s
+            made,
+            self._config,
+            self._count,
+            made.channel,
+            made.address,
+            made.made_s,
+            made.made_s,
+            Latency(self._excess),
         )
         if made.rtt_s is not None:
-            link.sample(made.rtt_s)
+            link.latency.sample(made.rtt_s, made.made_s)
         self._by_id[made.node_id] = link
         self._by_index[made.channel.local] = link
         return link

@@ -15,6 +15,7 @@ from gossip.codec import Packer
 from gossip.config import GossipConfig
 from gossip.events import Address
 from gossip.handshake import Established
+from gossip.latency import Latency
 from gossip.sealing import Channel
 
 # Priorities: the smaller leaves first. What is volatile is not acknowledged.
@@ -29,27 +30,6 @@ _LATE_S = 0.005  # a timer so late may have answers waiting behind it in the soc
 _LOSS_GAIN = 1 / 16
 _TOLERATED_LOSS = 0.05
 _WIDEST_S = 0.02
-
-
-@dataclass(slots=True)
-class Estimate:
-    """A time, smoothed, and its variation (RFC 6298, section 2)."""
-
-    mean_s: float | None = None
-    var_s: float = 0.0
-
-    def sample(self, time_s: float) -> None:
-        """Take a measurement."""
-        if self.mean_s is None:
-            self.mean_s, self.var_s = time_s, time_s / 2
-            return
-        self.var_s += 0.25 * (abs(time_s - self.mean_s) - self.var_s)
-        self.mean_s += 0.125 * (time_s - self.mean_s)
-
-    @property
-    def bound_s(self) -> float | None:
-        """Return what is hardly ever exceeded, None before the first measurement."""
-        return None if self.mean_s is None else self.mean_s + 4 * self.var_s
 
 
 @dataclass(slots=True)
@@ -85,10 +65,9 @@ class Link:
     address: Address
     heard_s: float
     used_s: float
+    latency: Latency
     confirmed: bool = False  # something has arrived under the pair key
     volatile_sequence: int = 0  # newest volatile state of the peer seen on this boot
-    path: Estimate = field(default_factory=Estimate)  # from a ping to its answer
-    answers: Estimate = field(default_factory=Estimate)  # from a datagram to its acknowledgement
     loss: float = 0.0  # the share of datagrams lost, smoothed
     misses: int = 0  # datagrams lost since the last that was acknowledged
     pause_s: float = 0.0  # asked for by the peer
@@ -121,23 +100,12 @@ class Link:
 
     @property
     def rtt_s(self) -> float | None:
-        """Return the smoothed round-trip time of pings, None before the first."""
-        return self.path.mean_s
+        """Return the smoothed round-trip time, None before the first measurement."""
+        return self.latency.mean_s
 
-    @property
-    def rtt_var_s(self) -> float:
-        """Return its variation."""
-        return self.path.var_s
-
-    def sample(self, rtt_s: float) -> None:
-        """Take the round-trip time of a ping or of a handshake."""
-        self.path.sample(rtt_s)
-
-    def resend_after_s(self, tries: int) -> float:
+    def resend_after_s(self, tries: int, now: Instant) -> float:
         """Return how long the acknowledgement of an item's n-th try may take."""
-        usual_s = self.answers.bound_s
-        if usual_s is None:
-            usual_s = (self.path.bound_s or _FIRST_RTT_S) + self.config.ack_delay_s
+        usual_s = (self.latency.bound_s(now.mono_s) or _FIRST_RTT_S) + self.config.ack_delay_s
         usual_s = max(self.config.resend_floor_s, usual_s) + self.pause_s
         if tries > _STEADY_TRIES:
             usual_s *= 1 << (tries - _STEADY_TRIES)
@@ -210,7 +178,7 @@ class Link:
             item.tries += 1
             if item.tries > tries:
                 tries = item.tries
-        due_s = now.mono_s + self.resend_after_s(tries)
+        due_s = now.mono_s + self.resend_after_s(tries, now)
         self.flights[counter] = Flight(now.mono_s, due_s, items)
         if due_s < self.resend_due_s:
             self.resend_due_s = due_s
@@ -258,7 +226,8 @@ class Link:
             flight = table.pop(counter, None)
             if flight is None:  # ranges may overlap
                 continue
-            self.answers.sample(min(_MAX_RESEND_S, now.mono_s - flight.sent_s))
+            took_s = now.mono_s - flight.sent_s - self.config.ack_delay_s
+            self.latency.sample(max(0.0, min(_MAX_RESEND_S, took_s)), now.mono_s)
             self.loss -= self.loss * _LOSS_GAIN
             self.misses = 0
             for item in flight.items:

@@ -54,11 +54,10 @@ class Pings:
             del self._sent[next(iter(self._sent))]
         self._links.post(link, Ping(self._number, *summary[:3]))
 
-    def retry_s(self, link: Link | None) -> float:
+    def retry_s(self, link: Link | None, now: Instant) -> float:
         """Return how long an answer may take before it is asked for again."""
-        if link is None or link.rtt_s is None:
-            return self._retry_s
-        return min(self._longest_s, max(self._retry_s, link.rtt_s + 4 * link.rtt_var_s))
+        bound_s = link.latency.bound_s(now.mono_s) if link is not None else None
+        return min(self._longest_s, max(self._retry_s, bound_s or 0.0))
 
     def on_ping(self, link: Link, message: Ping, now: Instant) -> None:
         """Answer at once, leaving out what equals the ping's."""
@@ -74,7 +73,7 @@ class Pings:
         if sent is None or sent.target != link.node_id:
             return None
         del self._sent[message.number]
-        link.sample(now.mono_s - sent.sent_s)
+        link.latency.sample(now.mono_s - sent.sent_s, now.mono_s)
         return sent, message._replace(
             fingerprint=message.fingerprint or sent.summary.fingerprint,
             roster=message.roster or sent.summary.roster,

@@ -112,7 +112,7 @@ class Probing:
         self._join_round(link.node_id)
         inquiry = self._inquiries.get(link.node_id)
         if inquiry is not None:
-            inquiry.ping_s = now.mono_s + self._pings.retry_s(link)
+            inquiry.ping_s = now.mono_s + self._pings.retry_s(link, now)
 
     def on_ack(self, link: Link, message: Ack, now: Instant) -> tuple[Sent, Ack] | None:
         """Take an answer; return the ping and the answer in full, None if it answers none."""
@@ -214,7 +214,7 @@ class Probing:
         judge_s = now.mono_s + _JUDGED * interval_s * patience
         inquiry = self._inquiries.get(member.node_id) or self._open(member.node_id, now, judge_s)
         inquiry.end_s, inquiry.judge_s = max(inquiry.end_s, judge_s), judge_s
-        direct_s = _DIRECT_TRIES * self._pings.retry_s(link)
+        direct_s = _DIRECT_TRIES * self._pings.retry_s(link, now)
         timeout_s = min(self._config.probe_timeout_s, direct_s) * factor + self._lag_s
         inquiry.ask_s, inquiry.call_s = now.mono_s + timeout_s, now.mono_s + _CALLED * interval_s
         if link is None:
@@ -263,14 +263,14 @@ class Probing:
             return
         link = self._links.get(inquiry.target)
         if inquiry.ask_s <= now.mono_s:
-            inquiry.ask_s = now.mono_s + self._pings.retry_s(link)
+            inquiry.ask_s = now.mono_s + self._pings.retry_s(link, now)
             self._ask(inquiry, now)
         if inquiry.call_s <= now.mono_s:
             # a new boot does not understand the link's seals
             inquiry.call_s = inf
             self._call(member.address, now)
         if inquiry.ping_s <= now.mono_s:
-            inquiry.ping_s = now.mono_s + self._pings.retry_s(link)
+            inquiry.ping_s = now.mono_s + self._pings.retry_s(link, now)
             if link is not None:
                 self._pings.send(link, now)
         if inquiry.doubt_s <= now.mono_s:

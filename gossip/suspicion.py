@@ -271,7 +271,7 @@ class Suspicion:
         if link is not None:
             self._pings.send(link, now)
             self.remind(link)
-            doubt.check_s = now.mono_s + 2 * self._pings.retry_s(link)
+            doubt.check_s = now.mono_s + 2 * self._pings.retry_s(link, now)
 
     def _bury(self, node_id: bytes, now: Instant) -> None:
         del self._doubts[node_id]

@@ -10,8 +10,8 @@ from gossip.broadcast import PROMPT, REPAIR, STATE, URGENT, VOLATILE, Link, Link
 from gossip.codec import decode_payload, encode_message, join_messages
 from gossip.config import GossipConfig
 from gossip.events import Transmit
+from gossip.latency import Excess, Latency
 from gossip.limits import Bucket
-from gossip.link import Estimate
 from gossip.messages import (
     IndirectAck,
     Message,
@@ -179,12 +179,14 @@ def test_late_answer_teaches_patience_and_ends_the_resending() -> None:
     assert pair.counters["resent"] == 1
     pair.now_s += 0.1
     pair.ack(counter)
-    assert pair.link.resend_after_s(1) > 0.15
+    assert pair.link.resend_after_s(1, pair.now) > 0.15
     assert pair.run(10) == [], "it has arrived, whatever became of the second copy"
     for _ in range(40):
         pair.offer(1)
         pair.ack(*[counter for _, counter, _ in pair.run(0.02)])
-    assert pair.link.resend_after_s(1) == FLOOR_S, "and what is quick again is trusted again"
+    assert pair.link.resend_after_s(1, pair.now) == FLOOR_S, (
+        "and what is quick again is trusted again"
+    )
 
 
 def test_node_that_was_held_up_reads_the_answers_before_it_resends() -> None:
@@ -515,15 +517,36 @@ def test_restarted_peer_is_met_by_the_next_news_before_any_probe() -> None:
     assert two.store.owner(one.node_id, "key") == 1
 
 
-def test_estimate_follows_rfc_6298() -> None:
-    estimate = Estimate()
-    assert estimate.bound_s is None
-    estimate.sample(0.1)
-    assert (estimate.mean_s, estimate.var_s) == (0.1, 0.05)
-    estimate.sample(0.2)
-    assert estimate.mean_s == pytest.approx(0.1125)
-    assert estimate.var_s == pytest.approx(0.0625)
-    assert estimate.bound_s == pytest.approx(0.3625)
+def test_latency_is_the_least_and_what_comes_on_top() -> None:
+    latency = Latency(Excess())
+    assert latency.mean_s is None
+    assert latency.bound_s(0.0) is None
+    latency.sample(0.1, 1.0)
+    assert latency.mean_s == 0.1
+    assert latency.bound_s(1.0) == pytest.approx(0.3), "RFC 6298: half of the first, four times"
+    latency.sample(0.02, 2.0)
+    assert latency.least_s == 0.02
+    for step in range(600):
+        latency.sample(0.3, 3.0 + step)
+    assert latency.least_s == pytest.approx(0.3, rel=0.01), "a path may become longer"
+    assert latency.bound_s(603.0) == pytest.approx(0.3, rel=0.01)
+
+
+def test_link_that_was_not_used_since_the_hosts_were_busy_learns_from_the_others() -> None:
+    usual = Excess()
+    idle, used = Latency(usual), Latency(usual)
+    for time_s in (0.04, 0.4, 0.5, 0.6):
+        idle.sample(time_s, 1.0)
+        used.sample(time_s, 1.0)
+    assert idle.bound_s(1.0) > 0.4  # type: ignore[operator]
+    for step in range(60):
+        used.sample(0.005, 2.0 + step)
+    assert idle.bound_s(62.0) < 0.1  # type: ignore[operator]
+    slow = Latency(usual)
+    for step in range(30):
+        slow.sample(0.1 + 0.4 * (step % 2), 62.0)
+        used.sample(0.005, 62.0)
+    assert slow.bound_s(62.0) > 0.5, "but one that was used knows its own peer"  # type: ignore[operator]
 
 
 def test_no_datagram_of_a_link_is_lost_among_its_classes() -> None:

@@ -159,11 +159,11 @@ def test_every_member_is_probed_once_a_round_and_newcomers_in_the_current_one() 
 
 
 def test_answer_that_took_long_does_not_make_the_next_probe_patient() -> None:
-    _, hosts = fleet(3, 2)
+    world, hosts = fleet(3, 2)
     link = hosts[0].running._links.get(hosts[1].node_id)
     assert link is not None
-    link.sample(5.0)
-    assert hosts[0].running._pings.retry_s(link) <= 0.2
+    link.latency.sample(5.0, world.now_s)
+    assert hosts[0].running._pings.retry_s(link, hosts[0].now()) <= 0.2
 
 
 def rumour(liar: Host, to: Host, about: Host, accuser: bytes) -> None:
