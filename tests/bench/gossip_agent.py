@@ -29,6 +29,7 @@ from edge_node import clock
 from edge_node.fleet.identity import load_or_create_identity
 from edge_node.fleet.journal import Journal, JournalError
 from edge_node.fleet.writes import Writes
+from edge_node.memory import release_unused
 from edge_node.metrics import Counters
 from gossip import (
     Event,
@@ -44,6 +45,7 @@ from gossip.udp import UdpHost
 
 KEY = "value"
 GOODBYE_S = 0.3
+SETTLED_S = 15.0  # as the daemon, which waits longer
 
 
 def say(*words: object) -> None:
@@ -102,6 +104,7 @@ class Agent:
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
         )
+        asyncio.get_running_loop().call_later(SETTLED_S, release_unused)
         say("R")
         while words := (await reader.readline()).decode().split():
             self._command(words, model)
