@@ -102,9 +102,7 @@ class Probing:
             self._begin_s = now.mono_s + self._rng.random() * self._config.probe_interval_s
         if self._begin_s <= now.mono_s:
             self._begin(now)
-        ends = [inquiry.due_s for inquiry in self._inquiries.values()]
-        self._due_s = min(ends, default=inf)
-        self._schedule(self._begin_s)
+        self._plan()
 
     def on_link(self, link: Link, now: Instant) -> None:
         """Ping a new link; that answers those who waited for it."""
@@ -191,6 +189,10 @@ class Probing:
             inquiry.ask_s += lag_s
             inquiry.call_s += lag_s
         self._begin_s = max(self._begin_s + lag_s, least_s)
+
+    def _plan(self) -> None:
+        dues = (inquiry.due_s for inquiry in self._inquiries.values())
+        self._due_s = min(self._begin_s, min(dues, default=inf))
 
     def _schedule(self, due_s: float) -> None:
         self._due_s = min(self._due_s, due_s)
@@ -310,6 +312,7 @@ class Probing:
         inquiry = self._inquiries.pop(target, None)
         if inquiry is None:
             return
+        self._plan()
         for asker, number in inquiry.askers.items():
             link = self._links.get(asker)
             if link is not None:

@@ -10,7 +10,6 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from math import isfinite
-from typing import Any, cast
 
 from crdt.clock import Instant
 from crdt.log import Batch
@@ -21,16 +20,24 @@ _log = logging.getLogger("edge_node.gossip")
 _BUFFER_BYTES = 4 << 20  # asked for; the system may grant less
 _PERSIST_RETRY_S = 1.0
 _LEAST_DELAY_S = 0.001  # a deadline in the past must not starve the socket
+_MAX_BYTES = 65_535
+_BURST_S = 0.002  # two datagrams so close together are followed by more
+_BURST_DATAGRAMS = 32  # read at once; then the loop's other tasks have their turn
 _MAPPED = "::ffff:"  # how an IPv6 socket names IPv4 peers (RFC 4291, section 2.5.5.2)
 
 
-class UdpHost(asyncio.DatagramProtocol):
-    """Run a GossipNode on an asyncio (or uvloop) event loop."""
+class UdpHost:
+    """Run a GossipNode on an asyncio (or uvloop) event loop.
+
+    The loop's own datagram transports would read once more after every datagram, only to find
+    nothing: while a node idles, calls into the kernel are most of what it costs.
+    """
 
     def __init__(self) -> None:
-        self._transport: asyncio.DatagramTransport | None = None
+        self._socket: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline_s = 0.0
+        self._read_s = 0.0
         self._flush_handle: asyncio.Handle | None = None
         self._persister: asyncio.Task[None] | None = None
         self._to_persist: asyncio.Queue[Batch] = asyncio.Queue()
@@ -55,28 +62,22 @@ class UdpHost(asyncio.DatagramProtocol):
         """
         self._node, self._persist, self._on_event, self._clock = node, persist, on_event, clock
         self._loop = asyncio.get_running_loop()
-        try:
-            transport, _ = await self._loop.create_datagram_endpoint(lambda: self, local_addr=bind)
-        except OSError as error:
-            text = f"cannot bind UDP {bind[0]}:{bind[1]}: {error.strerror or error}"
-            raise OSError(error.errno, text) from error
-        self._transport = transport
-        sock = cast(socket.socket, transport.get_extra_info("socket"))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-        self._maps = sock.family == socket.AF_INET6
+        self._socket = _bound(bind)
+        self._maps = self._socket.family == socket.AF_INET6
+        self._loop.add_reader(self._socket, self._read)
         self._persister = self._loop.create_task(self._persist_in_order())
         self._flush()
 
     @property
     def address(self) -> Address:
         """Return the address that the socket is bound to."""
-        assert self._transport is not None, "not started"
-        name = self._transport.get_extra_info("sockname")
+        assert self._socket is not None, "not started"
+        name = self._socket.getsockname()
         return name[0], name[1]
 
     def kick(self) -> None:
         """Carry out what the core wants; call it after any call of the node."""
-        if self._flush_handle is None and self._transport is not None:
+        if self._flush_handle is None and self._socket is not None:
             self._flush_handle = self._loop.call_soon(self._flush)
 
     async def close(self) -> None:
@@ -84,10 +85,11 @@ class UdpHost(asyncio.DatagramProtocol):
 
         Batches not yet persisted are dropped: they were visible to nobody.
         """
-        if self._transport is None:
+        if self._socket is None:
             return
         self._flush()
-        transport, self._transport = self._transport, None
+        sock, self._socket = self._socket, None
+        self._loop.remove_reader(sock)
         for handle in (self._timer, self._flush_handle):
             if handle is not None:
                 handle.cancel()
@@ -95,21 +97,31 @@ class UdpHost(asyncio.DatagramProtocol):
         if self._persister is not None:
             self._persister.cancel()
             await asyncio.gather(self._persister, return_exceptions=True)
-        transport.close()
+        sock.close()
 
-    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        """Pass a datagram to the core (called by the loop)."""
-        source = addr[0].removeprefix(_MAPPED), addr[1]
-        self._node.receive_datagram(data, source, self._clock())
-        self.kick()
-
-    def error_received(self, exc: Exception) -> None:
-        """Count a send that failed: a peer's closed port says so here (called by the loop)."""
-        self._count_error()
+    def _read(self) -> None:
+        """Take what has come: one datagram, or many where they come close together."""
+        now = self._clock()
+        count = _BURST_DATAGRAMS if now.mono_s - self._read_s < _BURST_S else 1
+        self._read_s = now.mono_s
+        while count and self._socket is not None:
+            count -= 1
+            try:
+                data, addr = self._socket.recvfrom(_MAX_BYTES)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:  # what became of something sent earlier
+                self._count_error()
+                continue
+            source = addr[0].removeprefix(_MAPPED), addr[1]
+            self._node.receive_datagram(data, source, self._clock())
+        self._flush()
 
     def _flush(self) -> None:
-        self._flush_handle = None
-        if self._transport is None:
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
+        if self._socket is None:
             return
         while (output := self._node.poll()) is not None:
             if isinstance(output, Transmit):
@@ -121,7 +133,7 @@ class UdpHost(asyncio.DatagramProtocol):
         self._arm()
 
     def _send(self, output: Transmit) -> None:
-        assert self._transport is not None
+        assert self._socket is not None
         host, port = output.addr
         if self._maps and ":" not in host:
             host = _MAPPED + host
@@ -132,8 +144,8 @@ class UdpHost(asyncio.DatagramProtocol):
                 _log.warning("cannot send to %s from an IPv4 socket: bind :: to serve both", host)
             return
         try:
-            self._transport.sendto(output.data, (host, port))
-        except (OSError, ValueError):  # no route
+            self._socket.sendto(output.data, (host, port))
+        except (OSError, ValueError):  # no route, or no room: as good as lost on the way
             self._count_error()
 
     def _count_error(self) -> None:
@@ -171,3 +183,24 @@ class UdpHost(asyncio.DatagramProtocol):
                     await asyncio.sleep(_PERSIST_RETRY_S)
             self._node.persisted(batch, self._clock())
             self.kick()
+
+
+def _bound(bind: Address) -> socket.socket:
+    """Return a socket at an IP address. Raises OSError naming the address."""
+    try:
+        family = socket.AF_INET6 if ":" in bind[0] else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            if family == socket.AF_INET6 and bind[0] == "::":
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                sock.setsockopt(socket.SOL_SOCKET, buffer, _BUFFER_BYTES)
+            sock.setblocking(False)
+            sock.bind(bind)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        text = f"cannot bind UDP {bind[0]}:{bind[1]}: {error.strerror or error}"
+        raise OSError(error.errno, text) from error
+    return sock

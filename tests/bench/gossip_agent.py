@@ -45,7 +45,7 @@ from gossip.udp import UdpHost
 
 KEY = "value"
 GOODBYE_S = 0.3
-SETTLED_S = 15.0  # as the daemon, which waits longer
+SETTLED_S = 8.0  # as the daemon, which waits longer
 
 
 def say(*words: object) -> None:
