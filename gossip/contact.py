@@ -60,12 +60,14 @@ class Contact:
         self._calls: dict[Address, _Call] = {}
         self._claimed = Rates(_CLAIMED_PER_S, _CLAIMED_BURST)
         self._reconnect_s = 0.0
+        self._calls_s = inf  # no call is due before
 
     def deadline(self) -> float:
-        """Return when the next call is due, in mono seconds."""
-        seeds = min(self._seeds.values(), default=inf)
-        calls = min((call.next_s for call in self._calls.values()), default=inf)
-        return min(seeds, calls, self._reconnect_s if self._members.down() else inf)
+        """Return when the next call is due, in mono seconds, maybe a little too early."""
+        due_s = self._calls_s
+        for seed_s in self._seeds.values():
+            due_s = min(due_s, seed_s)
+        return min(due_s, self._reconnect_s) if self._members.down() else due_s
 
     def add_seed(self, addr: Address, now: Instant) -> None:
         """Remember an address to call whenever nobody there is a live peer."""
@@ -76,6 +78,7 @@ class Contact:
         if addr in self._calls or len(self._calls) >= _CALL_LIMIT:
             return
         self._calls[addr] = _Call(1, now.mono_s + _CALL_RETRY_S)
+        self._calls_s = min(self._calls_s, now.mono_s + _CALL_RETRY_S)
         self._send(self._handshake.hello(addr, now), addr)
 
     def call_claimed(self, addr: Address, now: Instant) -> None:
@@ -88,15 +91,8 @@ class Contact:
 
     def tick(self, now: Instant) -> None:
         """Repeat unanswered calls; call seeds and, now and then, somebody who is down."""
-        for addr, call in list(self._calls.items()):
-            if call.next_s > now.mono_s:
-                continue
-            if call.tries >= _CALL_TRIES or (call.link is not None and call.link.confirmed):
-                del self._calls[addr]
-                continue
-            call.tries += 1
-            call.next_s = now.mono_s + _CALL_RETRY_S * call.tries
-            self._send(self._handshake.hello(addr, now), addr)
+        if now.mono_s >= self._calls_s:
+            self._call_again(now)
         self._call_seeds(now)
         if now.mono_s >= self._reconnect_s:
             self._reconnect_s = now.mono_s + self._config.reconnect_interval_s
@@ -128,6 +124,18 @@ class Contact:
             self._suspicion.remind(link)
         if link.channel is not channel or made.former:  # other keys, or it lacks the newest
             self._on_link(link, now)
+
+    def _call_again(self, now: Instant) -> None:
+        for addr, call in list(self._calls.items()):
+            if call.next_s > now.mono_s:
+                continue
+            if call.tries >= _CALL_TRIES or (call.link is not None and call.link.confirmed):
+                del self._calls[addr]
+                continue
+            call.tries += 1
+            call.next_s = now.mono_s + _CALL_RETRY_S * call.tries
+            self._send(self._handshake.hello(addr, now), addr)
+        self._calls_s = min((call.next_s for call in self._calls.values()), default=inf)
 
     def _call_seeds(self, now: Instant) -> None:
         live = self._members.live()

@@ -3,6 +3,7 @@
 Owns their fields and limits; never their bytes (codec) nor their effect (the other rooms).
 """
 
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ MAX_SCOPE = (1 << 13) - 1  # three levels of 16 below the root, crdt.ranges
 MAX_PAUSE_MS = 1000
 
 
+@lru_cache(maxsize=1024)
 def canonical_host(host: str) -> str:
     """Return an IP address in its one spelling, IPv4 where it is mapped into IPv6.
 

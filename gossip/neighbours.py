@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from operator import attrgetter
 
-from crdt.ranges import MAX_DEPTH, bounds, child_scopes, in_scope, scope_of
+from crdt.ranges import MAX_DEPTH, bounds, child_scopes, scope_of
 from gossip.broadcast import Links
 from gossip.config import GossipConfig
 from gossip.members import Member, Members
@@ -71,7 +71,8 @@ class Neighbours:
         if self.near(node_id):
             return True
         depth = self._shared_bits(node_id) // 4 + 1  # where its range parts from the own
-        return self._linked(scope_of(node_id, depth)) < _PER_RANGE
+        low, high = bounds(scope_of(node_id, depth))
+        return sum(low <= link.node_id <= high for link in self._links) < _PER_RANGE
 
     def missing(self, rng: random.Random) -> Iterator[Member]:
         """Yield members with whom a link is wanted and not there. O(live) at worst."""
@@ -80,8 +81,10 @@ class Neighbours:
                 yield member
         if self.all:
             return
+        linked = sorted(link.node_id for link in self._links)
         for scope in self._ranges_elsewhere():
-            lacking = _PER_RANGE - self._linked(scope)
+            low, high = bounds(scope)
+            lacking = _PER_RANGE - (bisect_right(linked, high) - bisect_left(linked, low))
             strangers = [
                 member
                 for member in (self.within(scope) if lacking > 0 else ())
@@ -114,9 +117,6 @@ class Neighbours:
 
     def _shared_bits(self, node_id: bytes) -> int:
         return _ID_BITS - (int.from_bytes(node_id, "big") ^ self._me).bit_length()
-
-    def _linked(self, scope: int) -> int:
-        return sum(1 for link in self._links if in_scope(link.node_id, scope))
 
     def _between(self, low: bytes, high: bytes) -> list[Member]:
         digest = self._members.digest()

@@ -138,7 +138,7 @@ def epoch_key(secret: bytes) -> bytes:
 
 def mac16(key: bytes, *parts: bytes) -> bytes:
     """Return a 16-byte HMAC-SHA256 over length-prefixed parts."""
-    joined = b"".join(len(part).to_bytes(2, "big") + part for part in parts)
+    joined = b"".join([len(part).to_bytes(2, "big") + part for part in parts])
     return hmac.digest(key, joined, "sha256")[:16]
 
 

@@ -5,6 +5,7 @@ Never reads a clock; the cores that run here are the ones that run on sockets. I
 seed and the same calls give the same trace hash.
 """
 
+import gc
 import random
 from collections.abc import Callable
 from hashlib import sha256
@@ -239,6 +240,7 @@ class World:
         acquaint([host.running._members for host in hosts], hosts[0].now())
         for host in hosts:
             host.drain()
+        gc.freeze()  # a fleet lives as long as its world: collections need not visit all of it
         return hosts
 
     def rng(self, purpose: str) -> random.Random:
