@@ -1,6 +1,7 @@
 """Counters that several nodes count at once.
 
-Owns: grow-only and positive-negative counters as plain state.
+Owns: grow-only and positive-negative counters as plain state, which a host may put wherever it
+likes, into a volatile value for instance: no log, no journal and no fingerprint has a part in it.
 Never: counts for another origin than the one told.
 Invariant: an origin's own tally within an epoch only grows, so merging by the greater is exact.
 
@@ -9,6 +10,7 @@ Source: Shapiro et al., A comprehensive study of convergent and commutative repl
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from crdt.causal import NodeId
 
@@ -19,7 +21,13 @@ class GCounter:
     __slots__ = ("_tallies",)
 
     def __init__(self, tallies: Mapping[tuple[NodeId, int], int] | None = None) -> None:
+        """Begin with tallies by (origin, epoch), be it those of another counter, or none."""
         self._tallies = dict(tallies or {})
+
+    @property
+    def tallies(self) -> Mapping[tuple[NodeId, int], int]:
+        """Return what each (origin, epoch) has counted: all that another node has to be told."""
+        return MappingProxyType(self._tallies)
 
     @property
     def value(self) -> int:
@@ -49,26 +57,27 @@ class GCounter:
 class PNCounter:
     """Count up and down: two grow-only counters."""
 
-    __slots__ = ("_down", "_up")
+    __slots__ = ("down", "up")
 
     def __init__(self, up: GCounter | None = None, down: GCounter | None = None) -> None:
-        self._up = up or GCounter()
-        self._down = down or GCounter()
+        """Begin with what was counted up and down, or with nothing."""
+        self.up = up or GCounter()
+        self.down = down or GCounter()
 
     @property
     def value(self) -> int:
         """Return ups less downs. O(origins)."""
-        return self._up.value - self._down.value
+        return self.up.value - self.down.value
 
     def increment(self, origin: NodeId, epoch: int, amount: int = 1) -> None:
         """Count at one origin; a negative amount counts down."""
-        (self._up if amount >= 0 else self._down).increment(origin, epoch, abs(amount))
+        (self.up if amount >= 0 else self.down).increment(origin, epoch, abs(amount))
 
     def merge(self, other: "PNCounter") -> "PNCounter":
         """Return the counter that has counted what either has. O(origins)."""
-        return PNCounter(self._up.merge(other._up), self._down.merge(other._down))
+        return PNCounter(self.up.merge(other.up), self.down.merge(other.down))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PNCounter) and (self._up, self._down) == (other._up, other._down)
+        return isinstance(other, PNCounter) and (self.up, self.down) == (other.up, other.down)
 
     __hash__ = None  # type: ignore[assignment]

@@ -37,6 +37,7 @@ class MergeStatus(Enum):
     UNKNOWN_KEY = "unknown key"
     BAD_SIGNATURE = "bad signature"
     FORKED = "forked"
+    FULL = "full"
 
 
 class Batch(NamedTuple):
@@ -66,7 +67,7 @@ class OriginLog:
         self.batches: dict[int, Batch] = {}
         self.former: list[Batch] = []  # dropped, but stated until the log is complete
         self.digest = 0  # sum over the batches held of the hash of their bytes, mod 2^128
-        self.evidence: tuple[bytes, ...] = ()  # two batches that prove a fork
+        self.evidence: tuple[Batch, ...] = ()  # two that prove a fork
         self._wanted: frozenset[int] = frozenset()
 
     @property
@@ -80,6 +81,11 @@ class OriginLog:
             if batch.raw == raw:
                 return batch
         return None
+
+    @property
+    def written(self) -> int:
+        """Return the last epoch in which the origin is known to have signed something."""
+        return self.evidence[0].epoch if self.evidence else self.epoch
 
     def wants(self, epoch: int, sequence: int) -> bool:
         """Say whether a batch of this number would be new here."""
@@ -118,10 +124,10 @@ class OriginLog:
         return dropped
 
     def end(self, epoch: int) -> list[Batch]:
-        """Drop what is of this epoch or earlier; return it."""
+        """Drop what is of this epoch or earlier, proofs included; return what was stated."""
         dropped = [batch for batch in self.former if batch.epoch <= epoch]
         self.former = [batch for batch in self.former if batch.epoch > epoch]
-        if self.epoch <= epoch:
+        if self.written <= epoch:
             dropped += self.batches.values()
             self.batches, self._wanted, self.digest = {}, frozenset(), 0
         return dropped
@@ -132,7 +138,7 @@ class OriginLog:
         All replicas that know of the fork then agree, whichever two batches told them.
         """
         dropped = [*self.former, *self.batches.values()]
-        self.evidence = (one.raw, other.raw)
+        self.evidence = (one, other)
         self.batches, self.former = {}, []
         self._wanted = frozenset()
         # Newer than anything the origin can sign, so that repair spreads the proof.

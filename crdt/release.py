@@ -22,7 +22,7 @@ from crdt.entries import (
 from crdt.log import MAX_ENTRIES, Batch, OriginLog
 from crdt.retirement import epoch_in, subject_of
 from crdt.state import State
-from crdt.values import encode_value
+from crdt.values import Value, encode_value
 
 
 class Release:
@@ -109,17 +109,27 @@ class Release:
             return False
         if subject_of(entry.key) and epoch_in(shown[0]) < epoch_in(entry.value):
             return False  # of retirements the greatest counts, not the latest
-        return shown[2] != self._origin and self._log_of(shown[2]).complete
+        return shown[2] != self._origin and self._stays(entry, shown)
 
     def _deleted(self, about: Identity, entry: RegisterEntry, horizon: int, complete: bool) -> bool:
         shown = self._state.fleet(entry.key, horizon)
         if shown is None or shown[0] is not None or shown[1:] < (entry.timestamp, self._origin):
             return False
         if shown[2] != self._origin:
-            return self._log_of(shown[2]).complete
+            return self._stays(entry, shown)
         tombstone = RegisterEntry(entry.key, None, shown[1])
         alone = all(stamp[1] == self._origin for stamp, _ in self._state.candidates(entry.key))
         return complete and alone and self._ripe(about, tombstone)
+
+    def _stays(self, entry: RegisterEntry, shown: tuple[Value, int, NodeId]) -> bool:
+        """Say whether another origin will go on stating what beats an own entry.
+
+        Not what it carried over from an epoch that is retired, and which was said again here: that
+        it takes back.
+        """
+        _, timestamp, origin = shown
+        again = timestamp == entry.timestamp and self._retired(origin) > 0
+        return not again and self._log_of(origin).complete
 
     def _ripe(self, about: Identity, tombstone: Entry) -> bool:
         entry, generation = self._watched.get(about, (None, 0))

@@ -1,13 +1,14 @@
 """What all origins' logs say: take batches in, read what they add up to.
 
-Owns: the origins' keys, one log per origin, the state derived from them, and the sums by which
-replicas are compared.
+Owns: one log per origin and its key, the state derived from them, and the sums by which replicas
+are compared.
 Never: writes; `crdt.store` adds the own log to this.
 Invariant: what is read is a function of the live batches held (and of the time, for registers
-dated in the future); replicas with equal fingerprints hold the same bytes.
+dated in the future); replicas with equal fingerprints hold the same bytes. Of an origin nothing is
+kept before it has signed something, nor once it is retired.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, KeysView
 from typing import NamedTuple
 
 from crdt.causal import NodeId, node_id_of
@@ -24,6 +25,8 @@ Verify = Callable[[bytes, bytes, bytes], bool]
 """(public_key, message, signature) -> whether the signature is right."""
 
 MAX_HALVES = 64
+MAX_ORIGINS = 16_384
+"""How many logs are held: as many as members may live. An honest one has at most 64 KB."""
 _RECORD = frozenset((OwnerEntry,))
 
 
@@ -53,41 +56,28 @@ class Replica:
         self.contested = False
         """Whether peers hold batches of this run's time that this node signed but did not write."""
         self._verify = verify
-        self._keys: dict[NodeId, bytes] = {}
+        self._keys = {origin: public_key}  # of this node and of those whose log is held
         self._logs: dict[NodeId, OriginLog] = {}
         self._state = State()
         self._retirements = Retirements(self._state, self._log)
         self._halves: dict[NodeId, Batch] = {}
-        self.learn_key(public_key)
-
-    # ------------------------------------------------------------------- keys
-
-    def learn_key(self, public_key: bytes) -> NodeId:
-        """Learn an origin's key, so that its batches can be verified; return its id."""
-        origin = node_id_of(public_key)
-        self._keys[origin] = public_key
-        return origin
-
-    def key_of(self, origin: NodeId) -> bytes | None:
-        """Return an origin's public key, None if unknown."""
-        return self._keys.get(origin)
 
     # ------------------------------------------------------------------ merge
 
-    def merge(self, raw: bytes, now: Instant) -> Merge:
+    def merge(self, raw: bytes, now: Instant, key: bytes = b"") -> Merge:
         """Take in a batch of any origin. O(entries) amortised.
 
-        The state changes only if the status is NEW, or FORKED for the first time: all that a
-        quarantined origin said is then dropped, so that replicas agree whichever branch they saw.
-        Raises DecodeError if malformed; the state is then unchanged.
+        `key` is a public key for an origin of which nothing is held, UNKNOWN_KEY without it; it is
+        kept with what it has verified. FULL if 16,384 logs are held already. The state changes
+        only if the status is NEW, or FORKED for the first time: all that a quarantined origin said
+        is then dropped, so that replicas agree whichever branch they saw. Raises DecodeError if
+        malformed; the state is then unchanged.
         """
         known = self._logs.get(origin_of(raw))
         again = None if known is None else known.find(raw)
         if again is not None:
             return Merge(MergeStatus.DUPLICATE, again, ())
         batch = decode_batch(raw)
-        if batch.origin not in self._keys:
-            return Merge(MergeStatus.UNKNOWN_KEY, batch, ())
         log = self._log(batch.origin)
         status = log.judge(batch)
         if batch.epoch <= self._over(batch.origin):
@@ -95,32 +85,36 @@ class Replica:
         forked_before = bool(log.evidence)
         if status in (MergeStatus.DUPLICATE, MergeStatus.STALE) or forked_before:
             return Merge(status, batch, ())
-        if not self._signed(batch):
-            return Merge(MergeStatus.BAD_SIGNATURE, batch, ())
+        refusal = self._refusal(batch, key)
+        if refusal is not None:
+            return Merge(refusal, batch, ())
         if status is MergeStatus.FORKED:
             return Merge(status, batch, self._quarantine(log.batches[batch.sequence], batch, now))
         if batch.origin == self.origin:
             self._returned(batch)
+        self._keys.setdefault(batch.origin, key)
         return Merge(status, batch, self._apply(log, batch, now))
 
-    def testify(self, raw: bytes, now: Instant) -> Merge:
+    def testify(self, raw: bytes, now: Instant, key: bytes = b"") -> Merge:
         """Take one half of the proof of a fork; the other is held, or comes by the next call.
 
-        FORKED once both are here, STALE for the first half: that is all that changes. Raises
-        DecodeError if malformed.
+        FORKED once both are here, STALE for the first half, and for what is retired: that is all
+        that changes. `key` is as for `merge`. Raises DecodeError if malformed.
         """
         batch = decode_batch(raw)
         origin = batch.origin
-        if origin not in self._keys:
-            return Merge(MergeStatus.UNKNOWN_KEY, batch, ())
         log = self._log(origin)
+        if batch.epoch <= self.retired(origin):
+            return Merge(MergeStatus.STALE, batch, ())
         if log.evidence:
             return Merge(MergeStatus.FORKED, batch, ())
-        if not self._signed(batch):
-            return Merge(MergeStatus.BAD_SIGNATURE, batch, ())
+        refusal = self._refusal(batch, key)
+        if refusal is not None:
+            return Merge(refusal, batch, ())
         held = log.batches.get(batch.sequence)
         for other in (held, self._halves.pop(origin, None)):
             if other is not None and other.version == batch.version and other.raw != raw:
+                self._keys.setdefault(origin, key)
                 changes = self._quarantine(other, batch, now)
                 return Merge(MergeStatus.FORKED, batch, changes)
         self._halves[origin] = batch
@@ -130,7 +124,7 @@ class Replica:
 
     def evidence(self, origin: NodeId) -> tuple[bytes, ...]:
         """Return the two batches that prove an origin's fork; none if it has not forked."""
-        return self._log(origin).evidence
+        return tuple(batch.raw for batch in self._log(origin).evidence)
 
     def mature(self, now: Instant) -> tuple[Change, ...]:
         """Show the registers whose time has come; return what reads differently."""
@@ -138,10 +132,6 @@ class Replica:
         if matured:
             self._noted(None, [])
         return matured
-
-    def fleet_wall(self, wall_ms: int, now: Instant) -> None:
-        """Take what the fleet's wall clock shows, in case this node's own is far behind."""
-        self.clock.hint(wall_ms, now)
 
     # ------------------------------------------------------------------- read
 
@@ -178,6 +168,15 @@ class Replica:
     def hidden(self) -> int:
         """Return how many registers dated in the future wait for their time."""
         return self._state.hidden
+
+    @property
+    def origins(self) -> KeysView[NodeId]:
+        """Return the origins of which a log is held, as it changes."""
+        return self._logs.keys()
+
+    def key_of(self, origin: NodeId) -> bytes | None:
+        """Return the public key of an origin whose log is held, or this node's; else None."""
+        return self._keys.get(origin)
 
     @property
     def complete(self) -> bool:
@@ -245,9 +244,18 @@ class Replica:
     def _log(self, origin: NodeId) -> OriginLog:
         return self._logs.get(origin) or OriginLog()
 
-    def _signed(self, batch: Batch) -> bool:
+    def _refusal(self, batch: Batch, key: bytes) -> MergeStatus | None:
+        """Say why a batch cannot be believed, or kept; None if it can. `key` is as for `merge`."""
+        known = self._keys.get(batch.origin)
+        if known is None:
+            if node_id_of(key) != batch.origin:
+                return MergeStatus.UNKNOWN_KEY
+            if len(self._logs) >= MAX_ORIGINS:
+                return MergeStatus.FULL
         message, signature = batch.raw[:-SIGNATURE_BYTES], batch.raw[-SIGNATURE_BYTES:]
-        return self._verify(self._keys[batch.origin], message, signature)
+        if not self._verify(known or key, message, signature):
+            return MergeStatus.BAD_SIGNATURE
+        return None
 
     def _apply(self, log: OriginLog, batch: Batch, now: Instant) -> tuple[Change, ...]:
         """Put a batch judged NEW into its log and the state."""
@@ -292,10 +300,12 @@ class Replica:
                 continue
             before = log.digest
             dropped = log.end(epoch)
-            over = log.epoch <= epoch
+            over = log.written <= epoch
             if over:
                 del self._logs[member]
-            if dropped:
+                if member != self.origin:
+                    del self._keys[member]
+            if over or dropped:
                 self.generation += 1
                 self.tree.change(member, log.digest - before, count=-int(over))
                 changes += self._update(None, dropped, member, now)
@@ -313,10 +323,7 @@ class Replica:
         moved = drop if put is None else [put, *drop]
         if not all(_RECORD.issuperset(map(type, batch.entries)) for batch in moved):
             stamps = [entry.timestamp for entry in entries if type(entry) is RegisterEntry]
-            for timestamp in sorted(stamps, reverse=True):
-                if timestamp <= self.clock.high_water:
-                    break
-                self.clock.observe(timestamp, now)
+            self.clock.observe(max((one for one in stamps if one <= horizon), default=0), now)
             self._retirements.note(moved)
             self._noted(put, drop)
         elif matured:

@@ -57,19 +57,16 @@ class Retirements:
         self._state = state
         self._log_of = log_of
 
-    def note(self, batches: Iterable[Batch]) -> bool:
-        """Take note of batches that came into the state or left it; say if any matter here."""
-        found = False
+    def note(self, batches: Iterable[Batch]) -> None:
+        """Take note of batches that came into the state or left it."""
         for batch in batches:
             for entry in batch.entries:
                 if entry.key.startswith(PREFIX) and isinstance(entry, RegisterEntry):
                     member = subject_of(entry.key)
                     if member is not None:
-                        found = True
                         self.members[member] = None
                         if not self.epoch(member, complete=False):
                             del self.members[member]
-        return found
 
     def epoch(self, member: NodeId, *, complete: bool) -> int:
         """Return up to which epoch a member's log is over, 0 if it is not.

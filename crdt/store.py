@@ -108,7 +108,7 @@ class Store(Replica):
             raise ValueError(f"keys under {PREFIX} are written by retiring a member")
         about = register_identity(_key(key))
         shown = self._state.fleet(key, self.clock.horizon(now))
-        own = self._staged.get(about) or self._writer.current.get(about)
+        own = self._pending(about)
         after = max(
             0 if shown is None else shown[1],
             own.timestamp if isinstance(own, RegisterEntry) else 0,
@@ -168,7 +168,7 @@ class Store(Replica):
         before the store's; the state is then unchanged.
         """
         batch = decode_batch(raw)
-        if batch.origin != self.origin or not self._signed(batch):
+        if batch.origin != self.origin or self._refusal(batch, b"") is not None:
             raise DecodeError("not a batch of this node")
         if batch.epoch >= self.epoch:
             raise ValueError(f"the journal's epoch {batch.epoch} is not before the store's")
@@ -179,7 +179,7 @@ class Store(Replica):
 
     # ------------------------------------------------------------- forgetting
 
-    def settled(self, generation: int, now: Instant) -> None:
+    def settled(self, generation: int) -> None:
         """Note that every member not forgotten, down ones included, has caught up.
 
         Each has at some time held exactly what this replica held at `generation` or later.
@@ -207,12 +207,14 @@ class Store(Replica):
         self._swept_s = now.mono_s
         return False
 
-    def retire(self, member: NodeId, now: Instant) -> None:
+    def retire(self, member: NodeId, now: Instant) -> bool:
         """Stage what makes the fleet forget a member's log, keeping what it said for all.
 
         What others still need of it is said again in this node's name; its epochs so far are over
-        wherever that has arrived whole. It comes back under a later one. Nothing happens where
-        there is nothing to forget. Raises ValueError (this node; or no room: nothing is staged).
+        wherever that has arrived whole. It comes back under a later one. This node goes on in a
+        later epoch, too: if the member has retired it meanwhile, it is heard nevertheless. False
+        where there is nothing to forget, or no epoch would be left to the member. Raises
+        ValueError (this node; or no room: nothing is staged).
         """
         if member == self.origin:
             raise ValueError("a node cannot retire itself")
@@ -221,26 +223,29 @@ class Store(Replica):
         about = register_identity(key)
         own = self._pending(about)
         said = epoch_in(own.value) if isinstance(own, RegisterEntry) else 0
-        if log is None or log.evidence or said >= log.epoch:
-            return
+        if log is None or said >= epoch_in(log.written):
+            return False
         horizon = self.clock.horizon(now)
         entries = {
-            about: entry
-            for about, entry in said_again(member, log, self._state, horizon).items()
-            if not self._outdone(about, entry)
+            again: entry
+            for again, entry in said_again(member, log, self._state, horizon).items()
+            if not self._outdone(again, entry)
         }
         shown = self._state.fleet(key, horizon)
         timestamp = self.clock.tick(now, 0 if shown is None else shown[1])
-        epoch = max(log.epoch, self.retired(member))
-        entries[register_identity(key)] = RegisterEntry(key, epoch, timestamp)
-        for about, entry in entries.items():
+        epoch = max(log.written, self.retired(member))
+        entries[about] = RegisterEntry(key, epoch, timestamp)
+        for again, entry in entries.items():
             if isinstance(entry, AddEntry):
-                entries[about] = entry._replace(dot=self._fresh_dot())
+                entries[again] = entry._replace(dot=self._fresh_dot())
         if self._load + sum(self._growth(*item) for item in entries.items()) > CAPACITY:
             raise ValueError("this node's log has no room for what the member's says")
-        for about, entry in entries.items():
-            self._stage(about, entry)
+        for again, entry in entries.items():
+            self._stage(again, entry)
         self._shed_retirements()
+        if not self._writer.fresh:
+            self._writer.epoch += 1
+        return True
 
     # --------------------------------------------------------------- internal
 

@@ -134,6 +134,13 @@ class FleetConfig:
         "fleet.secret",
         "File of the fleet's secret, the same on every node; `edge-node init` makes one.",
     )
+    keep_previous_key_s: float = setting(
+        fields.number(0, 31_536_000, "s"),
+        604_800.0,
+        "How long after `edge-node keys rotate` the key before is still taken, for nodes that "
+        "were away.",
+        live=True,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

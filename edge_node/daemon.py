@@ -33,11 +33,14 @@ from edge_node.fleet.artifacts import Artifacts
 from edge_node.fleet.auth import Signer, Verifier
 from edge_node.fleet.identity import IdentityError, load_or_create_identity, load_secret, load_token
 from edge_node.fleet.journal import Journal, JournalError
+from edge_node.fleet.keyring import FleetKeys
 from edge_node.fleet.load import Load
 from edge_node.fleet.peers import Peers
 from edge_node.fleet.release import Release
 from edge_node.fleet.shared import HOLDERS, PREFIX, SharedValues
+from edge_node.fleet.trust import REVOKED, Trust, is_revoked
 from edge_node.fleet.writes import Writes
+from edge_node.memory import release_unused
 from edge_node.metrics import Counters
 from edge_node.notify import Notifier
 from edge_node.placement.view import FleetView
@@ -57,6 +60,7 @@ from gossip import (
     Event,
     GossipConfig,
     GossipNode,
+    KeysChanged,
     MemberDown,
     MemberLeft,
     MemberSuspect,
@@ -73,6 +77,7 @@ LOAD_PERIOD_S = 0.5
 LAG_PERIOD_S = 0.25
 DRAIN_S = 2.0
 ADDRESS_PERIOD_S = 60.0
+SETTLED_S = 60.0  # what start-up alone needed is given back then
 GOODBYE_S = 0.3
 KEEPALIVE_S = 30.0
 KEEP_PERIOD_S = 30.0
@@ -136,10 +141,13 @@ class Daemon:
             self._watch_lag,
             self._watch_address,
             self._keep_artifacts,
+            self._keep_keys,
         ):
             self._spawn(loop(), loop.__name__)
         self._ends.callback(self._cancel_tasks)
         self._reconcile.set()
+        settled = asyncio.get_running_loop().call_later(SETTLED_S, release_unused)
+        self._ends.callback(settled.cancel)
         log.info(
             "node %s (%s) up: peers %s:%d, API %s",
             self.config.node.name,
@@ -151,9 +159,11 @@ class Daemon:
     def _open_state(self) -> None:
         state_dir = self.config.node.state_dir
         self.identity = load_or_create_identity(state_dir)
-        self.secret = load_secret(self.config.fleet.secret_file)
+        secret = load_secret(self.config.fleet.secret_file)
         self.journal = Journal.open(state_dir, origin=self.identity.node_id)
         self._ends.push_async_callback(self.journal.close)
+        self.keys = FleetKeys.open(state_dir, secret, clock.now())
+        self._ends.push_async_callback(self.keys.save)
         for notice in self.journal.start.notices:
             log.warning("%s", notice)
         start = self.journal.start
@@ -172,7 +182,7 @@ class Daemon:
         config = self.config
         self.gossip = GossipNode(
             self.identity,
-            self.secret,
+            self.keys.ring,
             self.store,
             GossipConfig(),
             self.rng,
@@ -180,11 +190,23 @@ class Daemon:
             incarnation=self.journal.start.incarnation,
             address=self.address,
             now=clock.now(),
+            known=lambda node: node in self.keys.comrades,
+            revoked=lambda node: is_revoked(self.store, node),
         )
         self.udp = UdpHost()
         self.writes = Writes(self.store, self.journal, self.gossip, self.udp.kick, self.counters)
         self.peers = Peers(
-            Signer(self.identity.node_id, self.boot, self.secret), self.address_of, self.name_of
+            Signer(self.identity.node_id, self.boot, self.keys.ring), self.address_of, self.name_of
+        )
+        self.trust = Trust(
+            self.identity.node_id,
+            self.store,
+            self.gossip,
+            self.keys,
+            self.writes,
+            self.udp.kick,
+            self.name_of,
+            lambda: self.config.fleet.keep_previous_key_s,
         )
         manifest = load_manifest(config.model.manifest)
         if manifest.name != config.model.name:
@@ -238,7 +260,9 @@ class Daemon:
             )
         self._ends.push_async_callback(self._say_goodbye)
         self._ends.push_async_callback(self.peers.close)
-        self.verifier = Verifier(self.identity.node_id, self.secret)
+        self.verifier = Verifier(
+            self.identity.node_id, self.keys.ring, lambda node: is_revoked(self.store, node)
+        )
         token = load_token(config.api.token_file) if config.api.token_file else None
         with listening(f"[fleet] bind {bind} (TCP)"):
             await self._serve(peer_app(self.status, self.verifier), bind.host, bind.port)
@@ -265,6 +289,7 @@ class Daemon:
             "version": edge_node.__version__,
             "takeover": self.config.placement.takeover,
             "files": self.config.placement.files,
+            "key_epoch": self.keys.ring.current.number,
             "capacity": round(self.pool.capacity, 2),
             "accelerators": [
                 {
@@ -315,6 +340,11 @@ class Daemon:
         match event:
             case StateChanged(changes=changes):
                 self._state_changed(changes)
+            case KeysChanged(number=number):
+                log.info("the fleet's key is now that of key epoch %d", number)
+                self.keys.note((one.node_id for one in self.gossip.members()), clock.now())
+                if self.writes.acquainted.is_set():
+                    self._publish()
             case MemberUp() | MemberSuspect() | MemberDown() | MemberLeft():
                 word = type(event).__name__.removeprefix("Member").lower()
                 log.info("node %s is %s", self.name_of(event.node_id), word)
@@ -327,6 +357,8 @@ class Daemon:
         for change in changes:
             if change.key.startswith((PREFIX, HOLDERS)):
                 self._values_changed.set()
+            elif change.key.startswith(REVOKED):
+                self.trust.enforce()
             self.changes.publish(self.status.change(change))
 
     def _worker_event(self, worker: str, event: WorkerEvent) -> None:
@@ -384,6 +416,9 @@ class Daemon:
                     await self._values_changed.wait()
             self._values_changed.clear()
 
+    async def _keep_keys(self) -> None:
+        await self.keys.keep(lambda: self.config.fleet.keep_previous_key_s, clock.now)
+
     def _living(self) -> list[bytes]:
         """Return the ids of the live members, this node included."""
         states = ("self", "alive", "suspect")
@@ -415,6 +450,8 @@ class Daemon:
 
     def address_of(self, node: bytes) -> Address | None:
         """Return where a living member listens (UDP and TCP), None if there is no such member."""
+        if is_revoked(self.store, node):
+            return None
         for member in self.gossip.members():
             if member.node_id == node and member.state in ("alive", "suspect"):
                 return member.address
@@ -462,8 +499,13 @@ class Daemon:
             log.warning("%s changed: takes effect after a restart", name)
         outputs_changed = fresh.output != self.config.output
         self.config = replace(
-            self.config, placement=fresh.placement, output=fresh.output, cameras=fresh.cameras
+            self.config,
+            fleet=replace(self.config.fleet, keep_previous_key_s=fresh.fleet.keep_previous_key_s),
+            placement=fresh.placement,
+            output=fresh.output,
+            cameras=fresh.cameras,
         )
+        self.keys.look()
         self.agents.forward = fresh.placement.forward
         if outputs_changed:
             await self.outputs.close()

@@ -71,7 +71,7 @@ class Status:
 
     def _problems(self) -> list[str]:
         d = self._daemon
-        problems = [d.writes.waiting, d.release.error]
+        problems = [d.writes.waiting, d.release.error, *d.trust.problems]
         problems += d.outputs.problems
         problems += d.pool.problems
         problems += d.writes.refused.values()
@@ -207,6 +207,10 @@ class Status:
                     running[d.name_of(member.node_id)] = load.get("running")
         return [{**entry, "running": running}]
 
+    def keys(self) -> Json:
+        """Describe the fleet's keys, but no secret."""
+        return self._daemon.trust.describe()
+
     # The replica
 
     def state(self, prefix: str) -> Json:
@@ -288,6 +292,16 @@ class Status:
         if now is None or now[0] != value:
             raise ModelError("another node set this model at the same moment; that one counts")
         return self.models()[0]
+
+    async def rotate_keys(self, epoch: int, force: bool) -> Json:
+        """Give the fleet a new key; see :meth:`edge_node.fleet.trust.Trust.rotate`."""
+        await self._daemon.trust.rotate(epoch, force)
+        return self.keys()
+
+    async def revoke(self, member: str, revoked: bool) -> Json:
+        """Revoke a member, or take it back in; see :meth:`edge_node.fleet.trust.Trust.revoke`."""
+        node = await self._daemon.trust.revoke(member, revoked)
+        return {"id": node, "name": self._daemon.name_of(node), "revoked": revoked}
 
     async def peer_infer(self, sender: bytes, request: Mapping[str, Any]) -> Json:
         """Run one frame of a peer's camera on the least loaded worker.

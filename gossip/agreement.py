@@ -2,15 +2,15 @@
 
 Owns the peers' last agreements with this replica and their clocks; never changes the replica.
 Invariants: nothing counts as settled while a member that is not forgotten, or the author of
-anything held here, has never agreed; no single peer of several moves the fleet's time.
+anything held here, has never agreed; a clock that has been set is corrected only by a majority.
 """
 
-from crdt.clock import Instant
+from crdt.clock import DAWN_MS, Instant
 from crdt.store import Store
 from gossip.config import GossipConfig
-from gossip.members import LEFT, Members
+from gossip.members import HEARD, LEFT, Members
 
-_CLOCKS = 3  # peers whose median is trusted
+_LEAST, _MOST = 3, 15  # peers whose median is trusted: more than half of all, or so many
 
 
 class Agreement:
@@ -22,7 +22,9 @@ class Agreement:
         self._members = members
         self._held: dict[bytes, int] = {}  # by member: the generation it had all of
         self._leads_ms: dict[bytes, float] = {}  # by member: its wall clock less this one's mono
+        self._majority = False  # whether the last hint was one
         self._settled = 0
+        self._laggard = b""  # one that was not further than that; mostly it still is not
         self._due_s = 0.0
 
     def held(self, node_id: bytes, generation: int) -> None:
@@ -30,31 +32,60 @@ class Agreement:
         self._held[node_id] = max(generation, self._held.get(node_id, 0))
 
     def clock(self, node_id: bytes, wall_s: int, now: Instant) -> None:
-        """Note a member's wall clock."""
+        """Note a member's wall clock, the last one of 15 members."""
+        self._leads_ms.pop(node_id, None)
         self._leads_ms[node_id] = (wall_s - now.mono_s) * 1000
+        if len(self._leads_ms) > _MOST:
+            del self._leads_ms[next(iter(self._leads_ms))]
 
     def tick(self, now: Instant) -> None:
-        """Tell the store, once per probe interval. O(members + origins) while news settle."""
+        """Tell the store, once per probe interval. O(members + origins) as news settle."""
         if now.mono_s < self._due_s:
             return
         self._due_s = now.mono_s + self._interval_s
-        self._settle(now)
-        live = {member.node_id for member in self._members.live()}
-        self._leads_ms = {one: lead for one, lead in self._leads_ms.items() if one in live}
-        leads = sorted(self._leads_ms.values())
-        if leads and len(leads) >= min(_CLOCKS, len(live)):
-            wall_ms = int(leads[(len(leads) - 1) // 2] + now.mono_s * 1000)
-            self._store.fleet_wall(wall_ms, now)
+        self._settle()
+        self._tell_time(now)
 
-    def _settle(self, now: Instant) -> None:
-        if self._settled == self._store.generation or not self._held:
+    def _tell_time(self, now: Instant) -> None:
+        """Hint at the lower median of the live peers' clocks, if they are to be believed.
+
+        A few peers, be it one, are only where the own clock was plainly never set.
+        """
+        for node_id in list(self._leads_ms):
+            member = self._members.get(node_id)
+            if member is None or not member.live:
+                del self._leads_ms[node_id]
+        leads, live = sorted(self._leads_ms.values()), len(self._members.live())
+        majority = len(leads) >= max(_LEAST, min(_MOST, live // 2 + 1))
+        unset = now.wall_ms < DAWN_MS
+        if majority or (unset and leads and len(leads) == live):
+            self._majority = majority
+            wall_ms = leads[(len(leads) - 1) // 2] + now.mono_s * 1000
+            self._store.clock.hint(int(wall_ms), now)
+        elif not unset and not self._majority:
+            self._store.clock.hint(None, now)
+
+    def _settle(self) -> None:
+        held, before = self._held, self._settled
+        if before == self._store.generation or not held:
+            return
+        if held.get(self._laggard, 0) <= before and self._owes(self._laggard):
             return
         # an author may be down and, since this node's own restart, in nobody's table
-        owing = {*self._store.knowledge(), *(member.node_id for member in self._members)}
-        owing -= {member.node_id for member in self._members if member.state == LEFT}
-        owing.discard(self._members.node_id)
-        self._held = {one: held for one, held in self._held.items() if one in owing}
-        settled = min((self._held.get(one, 0) for one in owing), default=0)
-        if settled > self._settled:
+        ids = {*self._store.origins, *(member.node_id for member in self._members)}
+        owing = [one for one in ids if self._owes(one)]
+        self._held = {one: held[one] for one in owing if one in held}
+        if not owing:
+            return
+        self._laggard = min(owing, key=lambda one: held.get(one, 0))
+        settled = held.get(self._laggard, 0)
+        if settled > before:
             self._settled = settled
-            self._store.settled(settled, now)
+            self._store.settled(settled)
+
+    def _owes(self, node_id: bytes) -> bool:
+        """Tell whether what is settled has to wait for a member, or for an author's return."""
+        member = self._members.get(node_id)
+        if member is None or member.state == HEARD:
+            return node_id in self._store.origins and node_id != self._members.node_id
+        return member.state != LEFT

@@ -7,7 +7,7 @@ d differences among N cost O(d log N) bytes.
 
 Owns the decision to repair and the pages that compare; never the replica (crdt.store) nor the
 table of members. Invariants: batches and claims travel verbatim, so whoever repairs vouches for
-nothing; nobody answers more than one peer's comparison at a time, nor without limit.
+nothing; nobody descends with more than one peer at a time, nor answers one without limit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -228,6 +228,9 @@ class Comparison:
         now: Instant,
     ) -> None:
         """Send what the page's sender lacks, and what I hold myself where I lack something."""
+        if not self._answers.take(link.node_id, now):
+            self._count("repairs_declined")
+            return
         theirs = {entry[0]: entry for entry in entries if low <= entry[0] <= high}
         held = {entry[0]: entry for entry in self._side.entries(low, high)}
         lacking: list[bytes] = []
@@ -316,10 +319,12 @@ class Repair:
         """Whether a live peer's replica was equal to ours at some time."""
         self._greeted: dict[bytes, None] = {}
 
-    def agrees(self, fingerprint: bytes) -> bool:
-        """Say whether a live peer's replica equals ours."""
+    def agrees(self, link: Link, fingerprint: bytes) -> bool:
+        """Say whether a peer's replica equals ours."""
         same = fingerprint == self._store.fingerprint()
-        self.agreed = self.agreed or same
+        if same and not self.agreed:
+            member = self._members.get(link.node_id)
+            self.agreed = member is not None and member.live
         return same
 
     def observe(self, link: Link, fingerprint: bytes, roster: bytes, now: Instant) -> None:
@@ -329,7 +334,7 @@ class Repair:
             self._greeted[link.boot] = None
             if len(self._greeted) > _GREETED:
                 del self._greeted[next(iter(self._greeted))]
-        self._state.observe(link, same=self.agrees(fingerprint), first=first, now=now)
+        self._state.observe(link, same=self.agrees(link, fingerprint), first=first, now=now)
         self._roster.observe(link, same=roster == self._members.digest(), first=first, now=now)
 
     def on_knowledge(self, link: Link, page: Knowledge, now: Instant) -> None:

@@ -56,7 +56,7 @@ class GossipConfig:
     resend_floor_s: float = 0.04  # least time before what is not acknowledged is sent again
     resend_limit: int = 10  # tries of an item, within 5 s; then repair takes over
     window_datagrams: int = 32  # unacknowledged datagrams to one peer
-    queue_items: int = 1024  # waiting items to one peer; beyond it repair takes over
+    queue_items: int = 1024  # of one priority that wait for one peer; beyond it repair takes over
     volatile_interval_s: float = 0.5
     seed_interval_s: float = 2.0  # between two tries of a seed while nobody is there
     reconnect_interval_s: float = 5.0  # between two tries of a member that is down
@@ -69,7 +69,7 @@ class GossipConfig:
     egress_bytes_per_s: float = 2e6  # of datagrams; the least urgent wait, or are shed, first
     intake_entries_per_s: float = 1500.0  # a node's; the fleet writes a third of it at most
     write_burst: int = 64  # entries a node may write at once after a rest
-    retire_after_s: float = 86400.0  # a member down for so long is forgotten by all
+    retire_after_s: float = 86400.0  # a member away for so long is forgotten by all
     dead_members: int = 256  # claims kept of members that are down or left
     priorities: tuple[tuple[str, int], ...] = (  # of a key's beginning, gossip.broadcast; else 2
         ("revoked/", 0),

@@ -39,6 +39,8 @@ _LABEL = b"edge-node handshake 1"
 _ZERO16 = bytes(16)
 _COOKIE_S = 10.0
 _PENDING_LIMIT = 512
+_TRIES_KEPT = 4  # of an address, for answers that were long on the way
+_ANSWER_S = 10.0
 _REPLACED_LEAST = 1024
 _HELLOS_LEAST = 8192  # a recording costs a token once in so many
 
@@ -133,7 +135,8 @@ class Handshake:
         self._seal = HandshakeSeal(self.keys, boot, identity.aead)
         # whoever does not hold this boot's private key can neither foresee nor forge these
         self._local_key = derive(private, b"edge-node local 1")
-        self._attempts: dict[Address, _Attempt] = {}
+        # by address, the newest last: on a slow path an answer comes after the next try
+        self._attempts: dict[Address, list[_Attempt]] = {}
         self._nonces = 0
         self._replaced = Recent(_REPLACED_LEAST)  # node id + boot
         self._hellos = Recent(_HELLOS_LEAST)
@@ -150,13 +153,13 @@ class Handshake:
         """
         self._nonces += 1
         nonce = mac16(self._local_key, b"nonce", self._nonces.to_bytes(8, "big"))
-        last = self._attempts.pop(address, None)
+        attempts = self._attempts.pop(address, [])[1 - _TRIES_KEPT :]
         if len(self._attempts) >= _PENDING_LIMIT:
             del self._attempts[next(iter(self._attempts))]
         epoch = self.keys.current
-        if last is not None and last.epoch is epoch:
+        if attempts and attempts[-1].epoch is epoch:
             epoch = self.keys.previous or epoch
-        self._attempts[address] = _Attempt(nonce, now.mono_s, epoch)
+        self._attempts[address] = [*attempts, _Attempt(nonce, now.mono_s, epoch)]
         return self._sealed(HELLO, epoch, nonce, _ZERO16, _ZERO16, bytes(4), 0)
 
     def retire(self, node_id: bytes, boot: bytes, channel: Channel, gone: bool) -> None:
@@ -238,14 +241,18 @@ class Handshake:
         ):
             raise DropError("handshake")
         if body.kind == CHALLENGE:
-            attempt = self._attempts.get(addr)
-            asked = attempt is not None and (attempt.nonce, attempt.epoch)
-            if attempt is None or asked != (body.nonce, opened.epoch):
-                raise DropError("handshake")
-            if rival is not None and rival.made_s > attempt.sent_s:
+            asked = body.nonce, opened.epoch
+            sent_s = [
+                one.sent_s
+                for one in self._attempts.get(addr, ())
+                if (one.nonce, one.epoch) == asked
+                and now.mono_s - one.sent_s < _ANSWER_S
+                and (rival is None or rival.made_s <= one.sent_s)
+            ]
+            if not sent_s:
                 raise DropError("handshake")
             del self._attempts[addr]
-            return attempt.sent_s
+            return sent_s[0]
         if body.cookie in self._spent:
             raise DropError("replay")
         bucket = int(now.mono_s // _COOKIE_S)

@@ -250,9 +250,8 @@ class Link:
                 continue
             if item.tries >= self.config.resend_limit:
                 self.count("given_up")
-            else:
+            elif self.queues[item.priority].setdefault(item.key, item) is item:
                 self.count("resent")
-                self.queues[item.priority].setdefault(item.key, item)
 
     def _look_again(self) -> None:
         self.resend_due_s = inf

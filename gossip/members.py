@@ -75,6 +75,11 @@ class Members:
         """Return a member, or None for strangers and for this node."""
         return self._table.get(node_id)
 
+    @property
+    def small(self) -> bool:
+        """Tell whether the fleet is so small that everybody has a link to everybody."""
+        return self.tree.count(EVERYTHING) <= self._config.direct_members
+
     def live(self) -> list[Member]:
         """Return the alive and the suspected, in the order in which they were met."""
         if self._live is None:
@@ -136,11 +141,6 @@ class Members:
             self._turn(member, ALIVE, now)
             self._emit(MemberUp(member.node_id, member.address, member.claim.incarnation))
 
-    def overdue(self, now: Instant) -> list[Member]:
-        """Return those that have been down for longer than members are remembered."""
-        limit_s = now.mono_s - self._config.retire_after_s
-        return [member for member in self.down() if member.since_s < limit_s]
-
     def forget(self, node_id: bytes) -> None:
         """Drop a member that is not live; from then on it is a stranger."""
         member = self._table.get(node_id)
@@ -190,8 +190,7 @@ class Members:
             return ALIVE
         # somebody who slept may bring the claim of a member that died long ago. In a large fleet
         # not everybody can meet everybody
-        small = self.tree.count(EVERYTHING) <= self._config.direct_members
-        return HEARD if small else ALIVE
+        return HEARD if self.small else ALIVE
 
     def _put(self, member: Member, known: Member | None) -> None:
         was = known.claim if known is not None and known.live else None

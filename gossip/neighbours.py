@@ -38,7 +38,7 @@ class Neighbours:
     @property
     def all(self) -> bool:
         """Tell whether the fleet is so small that everybody is a neighbour."""
-        return len(self._members.live()) <= self._config.direct_members
+        return self._members.small
 
     def within(self, scope: int) -> list[Member]:
         """Return the live members in a scope, by id; O(log n) until the live change."""

@@ -24,6 +24,7 @@ from gossip.codec import decode_payload
 from gossip.config import GossipConfig
 from gossip.contact import Contact
 from gossip.events import Address, Event, MemberView, Output, Persist, StateChanged, Transmit
+from gossip.forgetting import Forgetting
 from gossip.handshake import Handshake
 from gossip.members import Members
 from gossip.messages import (
@@ -76,6 +77,7 @@ class GossipNode:
         address: Address,
         now: Instant,
         exchange: bytes | None = None,
+        known: Callable[[bytes], bool] = lambda node_id: False,
         revoked: Callable[[bytes], bool] = lambda node_id: False,
     ) -> None:
         """Make a node that knows nobody yet.
@@ -83,8 +85,9 @@ class GossipNode:
         `boot` is 16 fresh random bytes of this run; `incarnation` must be greater than that of
         earlier runs; `address` (host an IP address) is where others reach this node. `exchange` is
         this boot's secret key, given only where runs must repeat (simulation); `rng` decides
-        nothing secret. Ids that are `revoked` get no handshake and no new key. ValueError for a
-        host that is none, or an incarnation out of range.
+        nothing secret. Ids that are `known` may come under the previous key like those whose claim
+        is held; ids that are `revoked` get no handshake and no new key. ValueError for a host that
+        is none, or an incarnation out of range.
         """
         self.counters: dict[str, int] = {}
         self._outputs: deque[Output] = deque()
@@ -100,7 +103,7 @@ class GossipNode:
             boot,
             exchange,
             config.handshakes_per_s,
-            known=lambda node_id: self._members.get(node_id) is not None,
+            known=lambda node_id: self._members.get(node_id) is not None or known(node_id),
             revoked=revoked,
         )
         self.keys = handshake.keys
@@ -113,6 +116,7 @@ class GossipNode:
         )
         self._pings = Pings(config, self._links, self._summary)
         self._agreement = Agreement(config, store, self._members)
+        self._forgetting = Forgetting(config, store, self._members, self._count)
         self._suspicion = Suspicion(
             config,
             rng,
@@ -206,6 +210,7 @@ class GossipNode:
             self._volatile.tick(now)
             self._spread.tick(now)
             self._agreement.tick(now)
+            self._forget(now)
         self._suspicion.tick(now)
         self._commit(now)
         self._changed(self._store.mature(now))
@@ -260,6 +265,10 @@ class GossipNode:
         taken = self._rotation.rotate(number, secret)
         self._flush(now)
         return taken
+
+    def expel(self, node_id: bytes) -> None:
+        """Drop the link to a boot that was revoked, for good."""
+        self._links.close(node_id, gone=True)
 
     def slow(self, lag_s: float, now: Instant) -> None:
         """Report that the host's event loop was late; this node becomes patient."""
@@ -347,7 +356,7 @@ class GossipNode:
     def _on_ping(self, link: Link, message: Ping, now: Instant) -> None:
         if not self._left:
             self._pings.on_ping(link, message, now)
-            if self._repair.agrees(message.fingerprint):
+            if self._repair.agrees(link, message.fingerprint):
                 self._agreement.held(link.node_id, self._store.generation)
             self._volatile.observe(link, message.volatile)
 
@@ -379,22 +388,26 @@ class GossipNode:
         self,
         link: Link,
         message: Payload | Evidence,
-        take: Callable[[bytes, Instant], Merge],
+        take: Callable[..., Merge],
         now: Instant,
     ) -> Merge:
         """Give a batch to the store, with its origin's key if that is news and allowed."""
         merge = take(message.raw, now)
         stranger = merge.batch if merge.status is MergeStatus.UNKNOWN_KEY else None
         if stranger is not None:
-            claim = self._members.claim_of(stranger.origin)
-            key = message.public_key if claim is None else claim.public_key
+            known = self._members.claim_of(stranger.origin) or self._links.get(stranger.origin)
+            key = message.public_key if known is None else known.public_key
             signed = node_id_of(key) == stranger.origin
-            if signed and (claim is not None or self._links.may_introduce(link, now)):
-                self._store.learn_key(key)
-                merge = take(message.raw, now)
+            if signed and (known is not None or self._links.may_introduce(link, now)):
+                merge = take(message.raw, now, key)
         self._count("batches_" + merge.status.name.lower())
         self._changed(merge.changes)
         return merge
+
+    def _forget(self, now: Instant) -> None:
+        """Commit what makes something forgotten, once this node is known not to lack its past."""
+        if self.acquainted and not self._commit_wanted and self._forgetting.tick(now):
+            self.commit(now)
 
     def _commit(self, now: Instant) -> None:
         """Commit what is wanted and allowed, or note when to look again."""
@@ -419,7 +432,6 @@ class GossipNode:
         self._probing.introduce(claim.node_id, now)
 
     def _on_link(self, link: Link, now: Instant) -> None:
-        self._store.learn_key(link.public_key)
         self._rotation.on_link(link)
         self._spread.on_link(link, now)
         self._probing.on_link(link, now)

@@ -23,7 +23,7 @@ _MAX_HEALTH = 7
 _INQUIRIES_LIMIT = 256  # beside this node's own probe
 _ASKERS_LIMIT = 64
 _JUDGED = 0.8  # of the interval; what is left keeps probes apart
-_UNMET = 3  # times as long for a target without a link: a handshake takes four datagrams
+_UNMET = 3  # times as long for a target without a link: it has to be met first
 _CALLED = 0.6  # of the interval: a target so long silent may have restarted
 _RELAY = 0.35  # of the interval: how long a helper waits before it suspects the target, too
 _DIRECT_TRIES = 3  # before others are asked: with a fifth of all datagrams lost 1 in 20 are
@@ -249,7 +249,7 @@ class Probing:
     def _round(self) -> list[bytes]:
         """Choose whom to probe in the next round: all, in a large fleet mostly neighbours."""
         live = self._members.live()
-        if len(live) < self._config.direct_members:
+        if self._members.small:
             return [member.node_id for member in live]
         return [
             member.node_id

@@ -4,7 +4,7 @@ So there is one sealed envelope per member, and none for who is revoked. A membe
 comes back under the secret before, and is given the new one at once.
 
 Owns who is told and who is believed; the ring itself belongs to the handshake. Invariant: no key
-is taken from a peer that itself knows only the secret before ours.
+is taken from a peer that was met under the secret before ours.
 """
 
 from collections.abc import Callable
@@ -36,15 +36,15 @@ class Rotation:
         self._emit = emit
         self._count = count
 
-    def rotate(self, number: int, secret: bytes) -> bool:
-        """Take a later epoch's secret and tell every peer; tell whether it was later."""
+    def rotate(self, number: int, secret: bytes, source: Link | None = None) -> bool:
+        """Take a later epoch's secret and tell every other peer; tell whether it was later."""
         if not self._keys.offer(number, secret):
             return False
         self._emit(KeysChanged(number))
         for link in self._links:
             if self._revoked(link.node_id):
                 self._links.close(link.node_id, gone=True)
-            else:
+            elif link is not source:
                 self._tell(link)
         return True
 
@@ -57,7 +57,7 @@ class Rotation:
         """Take a peer's later secret, and meet that peer again under it."""
         if link.made.former:
             self._count("dropped_new_key")  # whoever stole the old secret could say this
-        elif self.rotate(message.number, message.secret):
+        elif self.rotate(message.number, message.secret, link):
             self._call(link.address, now)
 
     def _tell(self, link: Link) -> None:

@@ -246,8 +246,7 @@ class Suspicion:
                 return False
             doubt = self._begin(member, now)
         # in a small fleet everybody speaks for itself; in a large one news come by others
-        small = len(self._members.live()) < self._config.direct_members
-        if small and accuser != bearer:
+        if self._members.small and accuser != bearer:
             return not doubt.accusers
         news = doubt.confirm(accuser, bearer)
         self._schedule(doubt.end_s)

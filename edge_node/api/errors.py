@@ -17,6 +17,7 @@ from edge_node.fleet.artifacts import ArtifactsFull
 from edge_node.fleet.auth import PeerAuthError
 from edge_node.fleet.journal import JournalError, JournalFull
 from edge_node.fleet.shared import Unavailable
+from edge_node.fleet.trust import TrustError
 from models.wire import ModelError, Shed
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (KeyError, 404),
     (TimeoutError, 408),
     (ModelError, 409),
+    (TrustError, 409),
     (Shed, 503),
     (Busy, 503),
     (Unavailable, 503),

@@ -45,6 +45,7 @@ def local_app(view: NodeView, token: str | None) -> web.Application:
         "/edge/v1/agents": view.agents,
         "/edge/v1/tiers": view.tiers,
         "/edge/v1/models": view.models,
+        "/edge/v1/keys": view.keys,
         "/edge/v1/state/hash": view.state_hash,
         "/edge/v1/detections/latest": view.latest,
         "/edge/v1/stats": view.stats,
@@ -52,6 +53,9 @@ def local_app(view: NodeView, token: str | None) -> web.Application:
         app.router.add_get(path, _reader(read))
     app.router.add_get("/edge/v1/state", handlers.state)
     app.router.add_put("/edge/v1/models/{name}", handlers.set_model)
+    app.router.add_put("/edge/v1/keys", handlers.rotate_keys)
+    app.router.add_put("/edge/v1/revoked/{member}", handlers.revoke)
+    app.router.add_delete("/edge/v1/revoked/{member}", handlers.restore)
     app.router.add_get("/edge/v1/values/{key:.+}", handlers.value)
     app.router.add_put("/edge/v1/values/{key:.+}", handlers.set_value)
     app.router.add_delete("/edge/v1/values/{key:.+}", handlers.delete_value)
@@ -79,6 +83,19 @@ class _Handlers:
         if not isinstance(variant, str) or body.keys() != {"variant"}:
             raise ValueError('the body must be {"variant": NAME}')
         return _answer(await self._view.set_model(request.match_info["name"], variant))
+
+    async def rotate_keys(self, request: web.Request) -> web.Response:
+        body = _object(await request.read())
+        epoch, force = body.get("epoch"), body.get("force", False)
+        if type(epoch) is not int or type(force) is not bool or body.keys() - {"epoch", "force"}:
+            raise ValueError('the body must be {"epoch": NEXT} or {"epoch": NEXT, "force": true}')
+        return _answer(await self._view.rotate_keys(epoch, force))
+
+    async def revoke(self, request: web.Request) -> web.Response:
+        return _answer(await self._view.revoke(request.match_info["member"], True))
+
+    async def restore(self, request: web.Request) -> web.Response:
+        return _answer(await self._view.revoke(request.match_info["member"], False))
 
     async def value(self, request: web.Request) -> web.Response:
         key = request.match_info["key"]

@@ -33,6 +33,12 @@ class NodeView(Protocol):
     def models(self) -> list[Json]:
         """List models: [{name, desired, running, variants, error}]."""
 
+    def keys(self) -> Json:
+        """Describe the fleet's keys, never a secret.
+
+        {epoch, age_s, previous, previous_left_s, durable, current: [name], behind: [name]}.
+        """
+
     def state(self, prefix: str) -> Json:
         """Read the replica where keys begin with `prefix`: {hash, owner, fleet, sets}."""
 
@@ -56,6 +62,18 @@ class NodeView(Protocol):
 
         Raises KeyError (no such model or variant) and ModelError (cannot be released); the release
         is unchanged then. Raises JournalFull if it could not be made durable.
+        """
+
+    async def rotate_keys(self, epoch: int, force: bool) -> Json:
+        """Give the fleet a new key under `epoch`, the next number; return `keys()`.
+
+        Raises TrustError (not the next, or it locks members out; nothing has changed), JournalFull.
+        """
+
+    async def revoke(self, member: str, revoked: bool) -> Json:
+        """Revoke a member (id, its beginning, or name) or take it back: {id, name, revoked}.
+
+        Raises KeyError, ValueError (several are meant), TrustError (this node), JournalFull.
         """
 
     async def peer_infer(self, sender: bytes, request: Json) -> Json:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from edge_node.cli.client import Client, add_client_arguments
-from edge_node.cli.tables import print_json, print_table, short_id
+from edge_node.cli.tables import print_json, print_table, short_id, span
 
 Verbs = Any  # argparse's type for add_subparsers() is private
 
@@ -39,7 +39,7 @@ def peers(parsed: argparse.Namespace) -> int:
                 peer["address"],
                 peer["state"],
                 peer["rtt_ms"],
-                _span(peer["since_s"]),
+                span(peer["since_s"]),
                 load.get("queue"),
                 load.get("backlog_ms"),
             ]
@@ -104,13 +104,3 @@ def tiers(parsed: argparse.Namespace) -> int:
 def percentage(part: int | None, whole: int | None) -> str | None:
     """Show part of whole in percent; None where nothing was counted."""
     return f"{100 * part / whole:.0f} %" if part is not None and whole else None
-
-
-def _span(seconds: float | None) -> str | None:
-    """Show a duration in its largest whole unit."""
-    if seconds is None:
-        return None
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

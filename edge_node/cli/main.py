@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from edge_node import __version__
-from edge_node.cli import completion, fleet, host, init, models, state
+from edge_node.cli import completion, fleet, host, init, models, state, trust
 from edge_node.cli.outcome import FAILED, USAGE, CliError
 
 
@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     init.add_verbs(verbs)
     fleet.add_verbs(verbs)
     state.add_verbs(verbs)
+    trust.add_verbs(verbs)
     models.add_verbs(verbs)
     completion.add_verbs(verbs, parser)
     return parser

@@ -33,6 +33,16 @@ def short_id(node: str) -> str:
     return node[:8] if len(node) == 32 and set(node) <= set("0123456789abcdef") else node
 
 
+def span(seconds: float | None) -> str | None:
+    """Show a duration in its largest whole unit."""
+    if seconds is None:
+        return None
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
     """Print aligned columns under a header, numbers to the right; `empty` when there is no row."""
     rows = list(rows)

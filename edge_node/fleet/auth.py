@@ -1,7 +1,8 @@
-"""Owns the credentials of HTTP between nodes: one header per request, made from the fleet's secret.
+"""Owns the credentials of HTTP between nodes: one header per request, made from the fleet's keys.
 
 Never reads a clock and never keeps a body. Invariant: a `Verifier` accepts a header at most once in
 its life, and accepts none that was made for another node or before this verifier began.
+Requests are signed under the current key, and taken under every key that the ring holds.
 
 The header holds, between dots: version, sender id, sender boot, target id, counter, challenge,
 SHA-256 of the body, and the HMAC-SHA256 of all these with method and path. A verifier tells its
@@ -15,9 +16,11 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from gossip.sealing import ReplayWindow, derive
+from gossip import Keyring, ReplayWindow
+from gossip.sealing import Epoch, derive
 
 HEADER = "X-Edge-Auth"
 CHALLENGE_HEADER = "X-Edge-Challenge"
@@ -52,9 +55,9 @@ class Claim:
 class Signer:
     """Sign this node's requests to others. One per boot of the node."""
 
-    def __init__(self, node_id: bytes, boot: bytes, secret: bytes) -> None:
+    def __init__(self, node_id: bytes, boot: bytes, ring: Keyring) -> None:
         self._node_id, self._boot = node_id, boot
-        self._key = _key(secret)
+        self._keys = _Keys(ring)
         self._counter = 0
         self._challenges: dict[bytes, bytes] = {}
 
@@ -68,7 +71,7 @@ class Signer:
         challenge = self._challenges.get(target, _NO_CHALLENGE)
         digest = hashlib.sha256(body).digest()
         parts = (self._node_id, self._boot, target, challenge, digest)
-        mac = _mac(self._key, method, path, self._counter, *parts)
+        mac = _mac(self._keys.held()[0], method, path, self._counter, *parts)
         sender, boot, to, nonce, body_hex = (part.hex() for part in parts)
         return f"1.{sender}.{boot}.{to}.{self._counter}.{nonce}.{body_hex}.{mac.hex()}"
 
@@ -92,12 +95,15 @@ class Verifier:
     """Check the requests that come to the node `node_id`.
 
     `counters` counts what was accepted and what was refused, by reason: missing, malformed,
-    target, mac, challenge, body, replay.
+    target, revoked, mac, challenge, body, replay.
     """
 
-    def __init__(self, node_id: bytes, secret: bytes) -> None:
+    def __init__(
+        self, node_id: bytes, ring: Keyring, revoked: Callable[[bytes], bool] = lambda _: False
+    ) -> None:
         self._node_id = node_id
-        self._key = _key(secret)
+        self._keys = _Keys(ring)
+        self._revoked = revoked
         self._windows: dict[tuple[bytes, bytes], ReplayWindow] = {}
         self.challenge = secrets.token_bytes(16)
         self.counters: dict[str, int] = {}
@@ -117,8 +123,13 @@ class Verifier:
         counter = int(match[4])
         if target != self._node_id:
             raise self._refusal("target")
+        if self._revoked(sender):
+            raise self._refusal("revoked")
         parts = (sender, boot, target, challenge, digest)
-        if not hmac.compare_digest(mac, _mac(self._key, method, path, counter, *parts)):
+        if not any(
+            hmac.compare_digest(mac, _mac(key, method, path, counter, *parts))
+            for key in self._keys.held()
+        ):
             raise self._refusal("mac")
         if challenge != self.challenge:
             raise self._refusal("challenge")
@@ -157,8 +168,19 @@ class Verifier:
         return PeerAuthError(reason)
 
 
-def _key(secret: bytes) -> bytes:
-    return derive(secret, b"edge-node http 1")
+class _Keys:
+    """The HTTP keys of a ring's epochs, each derived once."""
+
+    def __init__(self, ring: Keyring) -> None:
+        self._ring = ring
+        self._derived: dict[Epoch, bytes] = {}
+
+    def held(self) -> tuple[bytes, ...]:
+        """Return the keys that are good now, the current one first."""
+        held = self._ring.held
+        if tuple(self._derived) != held:
+            self._derived = {epoch: derive(epoch.secret, b"edge-node http 1") for epoch in held}
+        return tuple(self._derived.values())
 
 
 def _mac(key: bytes, method: str, path: str, counter: int, *parts: bytes) -> bytes:

@@ -43,7 +43,7 @@ def load_or_create_identity(state_dir: Path) -> Identity:
             f"{path}: the node's key cannot be made: {error.strerror or error}; make the folder "
             f"writable for this user, or choose another [node] state_dir"
         ) from error
-    text = _read(path, "the node's key", forbidden_mode=0o077).strip()
+    text = read_private(path, "the node's key", forbidden_mode=0o077).strip()
     if len(text) != 64 or not _HEX.fullmatch(text):
         raise IdentityError(
             f"{path}: damaged: {len(text)} characters where a key has 64 hex digits; restore it "
@@ -67,7 +67,7 @@ def load_secret(path: Path) -> bytes:
     Raises IdentityError (missing, readable by everyone, too short, a placeholder).
     """
     path = Path(path)
-    data = _read(path, "the fleet's secret", forbidden_mode=0o007)
+    data = read_private(path, "the fleet's secret", forbidden_mode=0o007)
     secret = _decode_secret(data)
     if len(secret) < MIN_SECRET_BYTES or len(set(secret)) < 8:
         kind = "too short" if len(secret) < MIN_SECRET_BYTES else "a placeholder"
@@ -83,7 +83,7 @@ def load_token(path: Path) -> str:
 
     Raises IdentityError (missing, readable by everyone, too short, not text).
     """
-    data = _read(Path(path), "the API's token", forbidden_mode=0o007).strip()
+    data = read_private(Path(path), "the API's token", forbidden_mode=0o007).strip()
     if len(data) < MIN_TOKEN_CHARS or not data.isascii() or not data.decode().isprintable():
         raise IdentityError(
             f"{path}: the API's token must be at least {MIN_TOKEN_CHARS} printable ASCII "
@@ -106,12 +106,17 @@ def _decode_secret(data: bytes) -> bytes:
     return text
 
 
-def _read(path: Path, what: str, forbidden_mode: int) -> bytes:
-    """Read a small private file; the permissions checked are those of the file that is read."""
+def read_private(
+    path: Path, what: str, forbidden_mode: int, max_bytes: int = _MAX_FILE_BYTES
+) -> bytes:
+    """Read a small private file; the permissions checked are those of the file that is read.
+
+    Raises IdentityError (missing, readable by others, too long), which names it as `what`.
+    """
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777
-            data = file.read(_MAX_FILE_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except OSError as error:
         hint = "copy it from a node of the fleet, or run `edge-node init`"
         if not isinstance(error, FileNotFoundError):
@@ -123,6 +128,6 @@ def _read(path: Path, what: str, forbidden_mode: int) -> bytes:
             f"{path}: {what} can be read or changed by others (mode {mode:o}): chmod {wanted} "
             f"'{path}'"
         )
-    if len(data) > _MAX_FILE_BYTES:
-        raise IdentityError(f"{path}: {what}: more than {_MAX_FILE_BYTES} bytes; wrong file?")
+    if len(data) > max_bytes:
+        raise IdentityError(f"{path}: {what}: more than {max_bytes} bytes; wrong file?")
     return data

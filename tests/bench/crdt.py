@@ -99,14 +99,13 @@ def crowd(readers: list[Store]) -> None:
             writer.set_owner(f"agent/{n}", n)
         raws = [batch.raw for batch in flush(writer)]
         for reader in readers:
-            reader.learn_key(identity.public_key)
-            merge_all(reader, raws)
+            merge_all(reader, raws, identity.public_key)
     assert all(len(reader.owners()) == KEYS for reader in readers)
 
 
-def merge_all(reader: Store, raws: list[bytes]) -> list[Merge]:
-    """Merge batches one after another."""
-    return [reader.merge(raw, NOW) for raw in raws]
+def merge_all(reader: Store, raws: list[bytes], key: bytes) -> list[Merge]:
+    """Merge an origin's batches one after another."""
+    return [reader.merge(raw, NOW, key) for raw in raws]
 
 
 def store_figures() -> list[Figure]:
@@ -116,15 +115,14 @@ def store_figures() -> list[Figure]:
         "": new_store(Identity.generate()),
         " unsigned": new_store(Identity.generate(), signed),
     }
-    for reader in readers.values():
-        reader.learn_key(writer.key_of(writer.origin) or b"")
+    key = writer.key_of(writer.origin) or b""
     crowd(list(readers.values()))
     for step in range(ROUNDS):
         for turn, entries in enumerate((MAX_ENTRIES, 20)):
             write(writer, 2 * step + turn, entries)
             raws = [batch.raw for batch in flush(writer)]
             for name, reader in readers.items():
-                found = clocked.run(f"merge {entries}{name}", merge_all, reader, raws)
+                found = clocked.run(f"merge {entries}{name}", merge_all, reader, raws, key)
                 assert sum(len(one.changes) for one in found) == entries
             batch = found[0].batch
             assert batch is not None

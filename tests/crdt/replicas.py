@@ -1,11 +1,13 @@
 """Replicas with real Ed25519 keys, and the little that a host does for them."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from crdt import Batch, Change, HybridClock, Instant, Merge, Store, node_id_of
+from crdt.codec import origin_of
 
 WALL_MS = 1_700_000_000_000
 NOW = Instant(1000.0, WALL_MS)
@@ -23,6 +25,20 @@ def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
     return True
 
 
+class Acquainted(Store):
+    """A store that is offered the keys of those it has met, as gossip does."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.met: dict[bytes, bytes] = {}
+        super().__init__(*args, **options)
+
+    def merge(self, raw: bytes, now: Instant, key: bytes = b"") -> Merge:
+        return super().merge(raw, now, key or self.met.get(origin_of(raw), b""))
+
+    def testify(self, raw: bytes, now: Instant, key: bytes = b"") -> Merge:
+        return super().testify(raw, now, key or self.met.get(origin_of(raw), b""))
+
+
 class Replica:
     """A store whose journal is a list."""
 
@@ -33,7 +49,7 @@ class Replica:
         self.seed = seed
         self.journal: list[bytes] = []
         self.changes: list[Change] = []
-        self.store = Store(
+        self.store = Acquainted(
             self.id,
             epoch=epoch,
             sign=self.private.sign,
@@ -44,7 +60,7 @@ class Replica:
 
     def meet(self, others: Iterable["Replica"]) -> None:
         for other in others:
-            self.store.learn_key(other.key)
+            self.store.met[other.id] = other.key
 
     def flush(self, now: Instant = NOW) -> list[Batch]:
         """Commit and make durable at once."""
@@ -90,7 +106,7 @@ def settle(replicas: list[Replica], now: Instant = NOW) -> None:
     exchange(replicas, now)
     assert len({replica.store.fingerprint() for replica in replicas}) == 1
     for replica in replicas:
-        replica.store.settled(replica.store.generation, now)
+        replica.store.settled(replica.store.generation)
     for replica in replicas:
         if replica.store.sweep(now):
             replica.flush(now)

@@ -44,7 +44,7 @@ def test_a_tombstone_goes_once_everybody_has_had_it() -> None:
     b.store.set_owner("stays", 1)
     b.flush()
     exchange(replicas)
-    b.store.settled(b.store.generation - 1, NOW)  # nobody said so far that everybody had it
+    b.store.settled(b.store.generation - 1)  # nobody said so far that everybody had it
     assert not b.store.sweep(NOW)
     calm(replicas, SWEEP_S)
     for replica in replicas:
@@ -65,7 +65,7 @@ def test_a_tombstone_stays_while_anything_lies_under_it() -> None:
     exchange(replicas)
     for step in range(3):  # `a` is down: it says nothing, though it knows
         for replica in (b, c):
-            replica.store.settled(replica.store.generation, NOW)
+            replica.store.settled(replica.store.generation)
             now = later(step * SWEEP_S)
             if replica.store.sweep(now):
                 replica.flush(now)
@@ -82,7 +82,7 @@ def test_having_had_the_tombstone_beside_the_old_value_is_not_enough() -> None:
     b.store.set_fleet("k", None, NOW)
     b.flush()
     exchange(replicas)
-    b.store.settled(b.store.generation, NOW)  # all have the tombstone, and the old value
+    b.store.settled(b.store.generation)  # all have the tombstone, and the old value
     a.flush(later(SWEEP_S))  # which is taken out now, while `c` is cut off
     exchange([a, b])
     assert not b.store.sweep(later(SWEEP_S))
@@ -106,7 +106,7 @@ def test_an_own_older_value_does_not_come_to_light() -> None:
     for step in range(4):
         now = later(step * SWEEP_S)
         for replica in replicas:
-            replica.store.settled(replica.store.generation, now)
+            replica.store.settled(replica.store.generation)
         if a.store.sweep(now):
             for batch in a.flush(now):
                 for other in (b, c):
@@ -127,11 +127,11 @@ def test_a_tombstone_that_is_not_durable_is_not_what_everybody_has_had() -> None
     exchange(replicas)
     b.store.set_fleet("k", None, later(1))
     [pending] = b.store.commit(later(1))
-    b.store.settled(b.store.generation, NOW)
+    b.store.settled(b.store.generation)
     assert not b.store.sweep(later(DAY_S))
     b.store.persisted(pending, NOW)
     assert not b.store.sweep(later(DAY_S))
-    b.store.settled(b.store.generation, NOW)
+    b.store.settled(b.store.generation)
     assert b.store.sweep(later(2 * DAY_S))
 
 
@@ -156,7 +156,7 @@ def test_deletes_never_freed() -> None:
         if count % 20 == 0:
             exchange(replicas[:2], now)
             for replica in replicas[:2]:
-                replica.store.settled(replica.store.generation, now)
+                replica.store.settled(replica.store.generation)
                 if replica.store.sweep(now):
                     batches = replica.flush(now)
                     carried += sum(len(batch.entries) for batch in batches)
@@ -403,6 +403,102 @@ def test_a_member_that_started_alone_takes_back_what_it_carried_over() -> None:
         assert replica.store.fingerprint() == a.store.fingerprint()
 
 
+def test_what_a_returning_member_takes_back_is_still_said_by_who_retired_it() -> None:
+    c, b, a = sorted(trio(), key=lambda one: -int.from_bytes(one.id, "big"))  # its copies win
+    said_by_all(a, b, c)
+    for count in range(40):  # so that batches hold nothing else
+        c.store.set_fleet(f"more{count}", 1, NOW)
+    c.flush()
+    exchange([a, b, c])
+    before = a.store.fleet_items("", later(1))
+    now = later(DAY_S)
+    a.store.retire(c.id, now)
+    a.flush(now)
+    exchange([a, b], now)
+    fresh = c.restarted(now)
+    fresh.store.set_fleet("new", 1, now)  # alone it carries over what was retired
+    fresh.flush(now)
+    fresh.meet([a, b])
+    a.take(fresh.live(), now)
+    a.store.set_owner("k", 1)
+    a.flush(now)  # while what `a` has said again is beaten
+    exchange([a, b, fresh], now)
+    for step in range(3):
+        assert fresh.store.sweep(now) == (step == 0)
+        fresh.flush(now)
+        exchange([a, b, fresh], now)
+    for replica in (a, b, fresh):
+        kept = [one for one in replica.store.fleet_items("", now) if not subject_of(one[0])]
+        assert kept == sorted([("new", 1), *before])
+        entry = replica.store.fleet_entry("deleted by c", now)
+        assert entry is not None
+        assert entry[0] is None
+
+
+def test_two_that_retired_each_other_hear_each_other_again() -> None:
+    a, b, c = trio()
+    a.store.set_fleet("of a", 1, NOW)
+    a.flush()
+    said_by_all(a, b, c)
+    now = later(DAY_S)
+    for replica, gone in ((a, [c]), (c, [a, b])):  # neither saw the other for a day
+        for one in gone:
+            assert replica.store.retire(one.id, now)
+        replica.flush(now)
+    exchange([a, b], now)
+    a.store.set_fleet("a", 1, now)
+    c.store.set_fleet("c", 1, now)
+    for replica in (a, c):
+        replica.flush(now)
+    for _ in range(3):
+        exchange([a, b, c], now)
+        for replica in (a, b, c):
+            if replica.store.sweep(now):
+                replica.flush(now)
+    assert len({replica.store.fingerprint() for replica in (a, b, c)}) == 1
+    for replica in (a, b, c):
+        assert replica.store.complete
+        # what both sides had said each left to the other, so "of both" is gone
+        assert replica.store.elements("s") == ["of c"]
+        assert [replica.store.fleet(key, now) for key in ("of a", "of b", "a", "c")] == [1] * 4
+        assert replica.store.fleet("of c", now) == {"v": 1}
+        assert replica.store.owner(c.id, "own") == 1
+
+
+def test_who_cannot_be_retired_is_not_retired_again_and_again() -> None:
+    a, _, c = trio()
+    last = 2**62  # nobody can take this and all later epochs from a member
+    a.take([forge(c, 1, OwnerEntry("k", 1), epoch=last)])
+    assert not a.store.retire(c.id, NOW)
+    assert a.store.staged == 0
+
+
+def test_a_proof_of_a_fork_goes_with_its_author() -> None:
+    a, b, c = trio()
+    halves = [forge(c, 1, OwnerEntry("k", value)) for value in ("left", "right")]
+    for replica in (a, b):
+        replica.take(halves)
+        assert len(replica.store.evidence(c.id)) == 2
+    assert a.store.retire(c.id, NOW)
+    assert not a.store.retire(c.id, NOW)
+    a.flush()
+    exchange([a, b])
+    for replica in (a, b):
+        assert replica.store.evidence(c.id) == ()
+        assert c.id not in replica.store.origins
+        assert replica.store.key_of(c.id) is None
+        for raw in halves:  # whoever comes with them brings nothing back
+            assert replica.store.testify(raw, NOW).status is MergeStatus.STALE
+        assert c.id not in replica.store._halves
+    assert a.store.fingerprint() == b.store.fingerprint()
+    assert a.store.tree.count(EVERYTHING) == len(a.store.origins) == 1
+    for replica in (a, b):  # a later epoch is heard, and a fork there is found again
+        replica.take([forge(c, 1, OwnerEntry("k", "again"), epoch=2)])
+        assert replica.store.owner(c.id, "k") == "again"
+    a.take([forge(c, 1, OwnerEntry("k", "no"), epoch=2)])
+    assert a.store.evidence(c.id)
+
+
 def test_what_cannot_be_retired() -> None:
     a, b, c = trio()
     with pytest.raises(ValueError, match="itself"):
@@ -565,7 +661,7 @@ def test_a_node_that_starts_in_the_past_sees_the_fleets_registers() -> None:
     b.take(a.flush(), past := NOW._replace(mono_s=5.0, wall_ms=0))
     assert b.store.fleet("k", past) is None
     assert b.store.hidden == 1
-    b.store.fleet_wall(NOW.wall_ms - 1000, past)
+    b.store.clock.hint(NOW.wall_ms - 1000, past)
     assert b.store.mature(past) == (Change("fleet", "k", a.id),)
     assert b.store.fleet("k", past) == 1
     b.store.set_fleet("mine", 1, past)
@@ -576,8 +672,10 @@ def test_a_node_that_starts_in_the_past_sees_the_fleets_registers() -> None:
     a.store.set_fleet("k", 2, later(50))
     b.take(a.flush(later(50)), on := past._replace(mono_s=55.0, wall_ms=50_000))
     assert b.store.fleet("k", on) == 2  # the hint is carried on by the monotonic clock
-    b.store.fleet_wall(0, on)  # it never takes back what has been shown
+    b.store.clock.hint(later(50).wall_ms - 4000, on)  # clocks differ a little
     assert b.store.fleet("k", on) == 2
+    b.store.clock.hint(later(50).wall_ms - 10_000, on)
+    assert b.store.fleet("k", on) is None
 
 
 @pytest.mark.parametrize("jump_s", [-1e5, -3600, 3600, 1e5])

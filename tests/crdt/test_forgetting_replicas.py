@@ -115,7 +115,7 @@ class Forgetting(RuleBasedStateMachine):
         assert len({replica.store.fingerprint() for replica in self.present}) == 1
         for replica in self.present:
             assert replica.store.complete
-            replica.store.settled(replica.store.generation, self.now)
+            replica.store.settled(replica.store.generation)
         store = self.present[0].store
         if store.hidden:
             return
@@ -199,7 +199,7 @@ class Forgetting(RuleBasedStateMachine):
         for _ in range(12):
             exchange(self.replicas, self.now)
             for replica in self.replicas:
-                replica.store.settled(replica.store.generation, self.now)
+                replica.store.settled(replica.store.generation)
                 if replica.store.sweep(self.now):
                     self.flush(replica)
             exchange(self.replicas, self.now)

@@ -313,9 +313,8 @@ def test_merge_statuses() -> None:
     first, second = a.journal
     [unknown] = b.take([second])
     assert (unknown.status, unknown.changes) == (MergeStatus.UNKNOWN_KEY, ())
-    assert b.store.learn_key(a.key) == a.id
-    assert b.store.key_of(a.id) == a.key
-    assert b.store.key_of(bytes(16)) is None
+    assert b.store.merge(second, NOW, b.key).status is MergeStatus.UNKNOWN_KEY
+    b.meet([a])
     empty = b.store.fingerprint()
     [bad] = b.take([second[:-1] + bytes([second[-1] ^ 1])])
     assert bad.status is MergeStatus.BAD_SIGNATURE
@@ -323,12 +322,14 @@ def test_merge_statuses() -> None:
         b.take([second[:-70]])
     assert b.store.fingerprint() == empty
     assert b.store.knowledge() == {}
+    assert b.store.key_of(a.id) is None, "a key is kept with the first batch that it verifies"
     new, duplicate, stale = b.take([second, second, first])
     assert new.status is MergeStatus.NEW
     assert new.batch is not None
     assert new.changes == (Change("owner", "k", a.id),)
     assert (duplicate.status, duplicate.changes) == (MergeStatus.DUPLICATE, ())
     assert (stale.status, stale.changes) == (MergeStatus.STALE, ())
+    assert b.store.key_of(a.id) == a.key
     assert b.store.owner(a.id, "k") == 2
     assert b.store.knowledge() == a.store.knowledge()
     assert b.store.fingerprint() == a.store.fingerprint()
@@ -336,6 +337,31 @@ def test_merge_statuses() -> None:
     assert b.store.live_batches(a.id, after=(1, 1)) == [second]
     assert b.store.live_batches(a.id, after=(1, 2)) == []
     assert b.store.live_batches(bytes(16)) == []
+
+
+def test_so_many_origins_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crdt.replica.MAX_ORIGINS", 3)
+    reader, authors = Replica(9), [Replica(seed) for seed in range(1, 5)]
+    reader.meet(authors)
+    for author in authors:
+        author.store.set_owner("k", 1)
+        author.flush()
+    found = [reader.take(author.journal)[0].status for author in authors]
+    assert found == [MergeStatus.NEW] * 3 + [MergeStatus.FULL]
+    assert len(reader.store.knowledge()) == len(reader.store._keys) - 1 == 3
+    forks = [forge(authors[3], 1, OwnerEntry("k", value)) for value in (1, 2)]
+    assert {reader.store.testify(raw, NOW).status for raw in forks} == {MergeStatus.FULL}
+    authors[0].store.set_owner("k", 2)
+    assert reader.take(authors[0].flush())[0].status is MergeStatus.NEW, "who is in stays in"
+    reader.store.set_owner("k", 1)
+    reader.flush()
+    assert reader.store.owner(reader.id, "k") == 1, "and there is room for oneself"
+    reader.store.retire(authors[0].id, NOW)
+    reader.flush()
+    assert reader.store.key_of(authors[0].id) is None
+    reader.store.retire(authors[1].id, NOW)
+    reader.flush()
+    assert reader.take(authors[3].journal)[0].status is MergeStatus.NEW
 
 
 def test_gaps_show_in_the_fingerprint_and_are_filled() -> None:

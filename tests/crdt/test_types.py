@@ -36,7 +36,7 @@ def test_a_tick_holds_milliseconds_and_a_counter() -> None:
     clock, now = HybridClock(), Instant(0.0, 1_700_000_000_123)
     assert clock.tick(now) == 1_700_000_000_123 << 16
     assert clock.tick(now) == (1_700_000_000_123 << 16) + 1
-    assert clock.tick(now, after=5 << 62) == (5 << 62) + 1
+    assert clock.tick(now, after=5 << 61) == (5 << 61) + 1
 
 
 def test_observing_follows_others_but_not_into_the_future() -> None:
@@ -58,6 +58,49 @@ def test_a_clock_set_back_still_follows_the_others() -> None:
     theirs = (10 * HOUR_MS + 600_000) << 16
     clock.observe(theirs, back)
     assert clock.tick(back) > theirs
+
+
+LIE_MS = 1_700_000_000_000 + 100 * 365 * 24 * HOUR_MS
+
+
+def test_a_hint_counts_until_the_fleet_says_otherwise_and_is_not_durable() -> None:
+    clock, now = HybridClock(), Instant(0.0, 1000)
+    own = clock.tick(now)
+    clock.hint(LIE_MS, now)
+    lied = clock.tick(now)
+    assert lied == LIE_MS << 16
+    assert clock.horizon(now) >> 16 == LIE_MS + 5000
+    clock.observe(LIE_MS + 4000 << 16, now)
+    assert clock.tick(now) > LIE_MS + 4000 << 16
+    assert clock.high_water >> 16 == own >> 16, "nothing of it outlives a restart"
+    clock.hint(2_000_000, now)
+    assert clock.tick(now) == 2_000_000 << 16
+    clock.hint(None, Instant(1.0, 2000))
+    assert clock.tick(Instant(1.0, 2000)) == 2000 << 16
+    assert clock.horizon(Instant(1.0, 2000)) >> 16 == 7000
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 2**60) | st.none()), max_size=8))
+def test_whatever_the_clocks_say_a_timestamp_fits(told: list[tuple[bool, int | None]]) -> None:
+    clock, now = HybridClock(), Instant(1.0, 0)
+    for step, (own, wall_ms) in enumerate(told):
+        now = Instant(1.0 + step, wall_ms or 0 if own else now.wall_ms)
+        if not own:
+            clock.hint(wall_ms, now)
+        shown = clock.horizon(now)
+        clock.observe(shown, now)
+        assert clock.high_water <= clock.tick(now, after=shown) < 2**64
+
+
+def test_a_mark_that_no_clock_can_show_is_none() -> None:
+    assert HybridClock(1 << 73).tick(Instant(0.0, 100)) == 100 << 16
+
+
+def test_rewriting_what_is_dated_ahead_does_not_move_the_horizon_on_and_on() -> None:
+    clock, now = HybridClock(), Instant(0.0, 100_000)
+    for _ in range(5):
+        clock.tick(now, after=clock.horizon(now))
+    assert clock.horizon(now) >> 16 <= 105_001
 
 
 def as_map(items: list[Any]) -> LwwMap:
@@ -199,3 +242,7 @@ def test_counters_count_once_per_origin_and_epoch() -> None:
     both.increment(b"a", 1, 5)
     both.increment(b"a", 1, -7)
     assert both.value == -2
+    told = PNCounter(GCounter(both.up.tallies), GCounter(both.down.tallies))
+    assert told == both
+    told.increment(b"a", 1)
+    assert both.up.tallies == {(b"a", 1): 5}

@@ -11,6 +11,7 @@ from multidict import CIMultiDictProxy
 
 from edge_node.api.events import Feed
 from edge_node.fleet.journal import JournalFull
+from edge_node.fleet.trust import TrustError
 from models.wire import ModelError, Shed
 
 A, B = (bytes([n]) * 16 for n in (1, 2))
@@ -35,6 +36,8 @@ class Node:
         self.values: dict[str, Any] = {}
         self.answer: dict[str, Any] = ANSWER
         self.frames: list[tuple[bytes, dict[str, Any]]] = []
+        self.epoch = 0
+        self.revoked: list[str] = []
         self.model = {"name": "person-detector", "desired": {"variant": "large"}}
 
     def node(self) -> dict[str, Any]:
@@ -51,6 +54,21 @@ class Node:
 
     def models(self) -> list[dict[str, Any]]:
         return [self.model]
+
+    def keys(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "previous": None}
+
+    async def rotate_keys(self, epoch: int, force: bool) -> dict[str, Any]:
+        if epoch != self.epoch + 1 and not force:
+            raise TrustError("does not follow")
+        self.epoch = epoch
+        return self.keys()
+
+    async def revoke(self, member: str, revoked: bool) -> dict[str, Any]:
+        if member == "nobody":
+            raise KeyError("no node nobody")
+        (self.revoked.append if revoked else self.revoked.remove)(member)
+        return {"id": B, "name": member, "revoked": revoked}
 
     def state(self, prefix: str) -> dict[str, Any]:
         keys = {"host/door": A, "release/person-detector": {"digest": b"\xab"}}
@@ -81,6 +99,8 @@ class Node:
             raise JournalFull("/state: free space")
         if variant == "bug":
             raise ZeroDivisionError("the secret of the house")
+        self.epoch = 0
+        self.revoked: list[str] = []
         self.model = {"name": name, "desired": {"variant": variant}}
         return self.model
 

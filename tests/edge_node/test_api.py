@@ -40,6 +40,7 @@ def test_every_resource_is_json_with_bytes_as_hex() -> None:
             "/edge/v1/agents": node.agents(),
             "/edge/v1/tiers": node.tiers(),
             "/edge/v1/models": node.models(),
+            "/edge/v1/keys": node.keys(),
             "/edge/v1/state/hash": {"hash": B.hex(), "origins": 3, "complete": True},
             "/edge/v1/detections/latest": node.latest(),
             "/edge/v1/stats": node.stats(),
@@ -121,6 +122,30 @@ def test_values_are_set_read_and_deleted() -> None:
             assert await put(wrong) == 400
         assert (await client.send("DELETE", path))[0] == 200
         assert (await client.send("GET", path))[0] == 404
+
+    with_local(use)
+
+
+def test_the_key_is_rotated_and_members_are_revoked() -> None:
+    async def use(client: Client, node: Node) -> None:
+        async def ask(method: str, path: str, data: bytes = b"") -> int:
+            return (await client.send(method, f"/edge/v1/{path}", data=data))[0]
+
+        assert await ask("PUT", "keys", b'{"epoch": 1}') == 200
+        assert await ask("PUT", "keys", b'{"epoch": 1}') == 409
+        assert await ask("PUT", "keys", b'{"epoch": 9, "force": true}') == 200
+        for wrong in (b"", b"{}", b"[]", b'{"epoch": true}', b'{"epoch": "1"}', b'{"epoch": 1.5}',
+                      b'{"epoch": 1, "force": 1}', b'{"epoch": 1, "secret": "x"}'):  # fmt: skip
+            assert await ask("PUT", "keys", wrong) == 400, wrong
+        assert node.epoch == 9
+        # a page of another site can have a browser send GET and POST without being asked
+        assert await ask("POST", "keys", b'{"epoch": 10}') == 405
+        assert await ask("POST", "revoked/shed") == 405
+        assert await ask("PUT", "revoked/garden%20shed") == 200
+        assert node.revoked == ["garden shed"]
+        assert await ask("PUT", "revoked/nobody") == 404
+        assert await ask("DELETE", "revoked/garden%20shed") == 200
+        assert node.revoked == []
 
     with_local(use)
 

@@ -102,6 +102,15 @@ STATE = {
     "fleet": {"host/gate": NODE_A},
     "sets": {"cache/gate/ab": [NODE_A, NODE_B]},
 }
+KEYS = {
+    "epoch": 4,
+    "age_s": 7300.0,
+    "previous": 3,
+    "previous_left_s": 180_000.0,
+    "durable": True,
+    "current": ["porch", "ev\x1b[2Jil"],
+    "behind": ["shed"],
+}
 CHANGE = {"kind": "fleet", "key": "host/gate", "origin": NODE_B, "value": NODE_B}
 
 
@@ -133,12 +142,17 @@ class Api:
             "/edge/v1/agents": AGENTS,
             "/edge/v1/tiers": TIERS,
             "/edge/v1/models": [MODEL],
+            "/edge/v1/keys": KEYS,
             "/edge/v1/state/hash": {"hash": "12" * 16, "origins": 2, "complete": True},
         }.items():
             app.router.add_get(path, self._always(answer))
         app.router.add_get("/edge/v1/state", self._state)
         app.router.add_get("/edge/v1/state/watch", self._watch)
         app.router.add_put("/edge/v1/models/{name}", self._set_model)
+        app.router.add_put("/edge/v1/keys", self._rotate)
+        revoked = {"id": NODE_B, "name": "shed", "revoked": True}
+        app.router.add_put("/edge/v1/revoked/{member}", self._always(revoked))
+        app.router.add_delete("/edge/v1/revoked/{member}", self._always(revoked))
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.SockSite(runner, self.listener).start()
@@ -170,6 +184,12 @@ class Api:
         if body != {"variant": "small"}:
             return web.json_response({"error": "no such variant; use small or large"}, status=404)
         return web.json_response(MODEL)
+
+    async def _rotate(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if body != {"epoch": 5, "force": True}:
+            return web.json_response({"error": "shed would be locked out"}, status=409)
+        return web.json_response({**KEYS, "epoch": 5, "age_s": 0.0, "previous_left_s": None})
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -228,7 +248,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
         text=True,
         check=True,
     )
-    verbs = "run demo init peers state models agents tiers doctor completion"
+    verbs = "run demo init peers state models agents tiers keys members doctor completion"
     for verb in verbs.split():
         assert re.search(rf"^    {verb}\b", done.stdout, re.MULTILINE), verb
     imported = {line.rsplit("|")[-1].strip() for line in done.stderr.splitlines()}
@@ -320,6 +340,36 @@ def test_peers(api: Api) -> None:
     assert "\x1b" not in out
     lines = out.splitlines()
     assert lines[0].index("STATE") == lines[1].index("self") == lines[2].index("suspect")
+
+
+def test_keys_are_shown_and_rotated(api: Api) -> None:
+    status, out, _ = edge_node("keys", "--api", api.address)
+    assert status == 0
+    rows = dict(table(out)[1:])
+    assert rows["key epoch"] == "4"
+    assert rows["in use for"] == "2 h"
+    assert rows["previous"] == "3, taken for 2 d more"
+    assert rows["held by"] == "porch, ev?[2Jil"
+    assert rows["not yet by"] == "shed"
+    assert json.loads(edge_node("keys", "--json", "--api", api.address)[1]) == KEYS
+    status, out, err = edge_node("keys", "rotate", "--api", api.address)
+    assert (status, out) == (1, "")
+    assert err == "edge-node: shed would be locked out\n"
+    status, out, _ = edge_node("keys", "rotate", "--force", "--api", api.address)
+    assert status == 0
+    assert dict(table(out)[1:])["key epoch"] == "5"
+
+
+def test_members_are_revoked_and_restored(api: Api) -> None:
+    status, out, _ = edge_node("members", "revoke", "garden shed/2", "--api", api.address)
+    assert (status, out[:26]) == (0, "shed (bbbbbbbb): revoked. ")
+    assert "edge-node keys rotate" in out
+    assert edge_node("members", "restore", "bbbb", "--api", api.address)[0] == 0
+    assert api.asked == [
+        ("PUT", "/edge/v1/revoked/garden%20shed%2F2"),
+        ("DELETE", "/edge/v1/revoked/bbbb"),
+    ]
+    assert edge_node("members", "revoke", "--api", api.address)[0] == 2
 
 
 def test_agents_and_tiers(api: Api) -> None:

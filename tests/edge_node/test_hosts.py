@@ -16,7 +16,7 @@ from edge_node.metrics import Counters
 from edge_node.placement.hosting import CLAIM_EPOCHS
 from edge_node.placement.view import FleetView
 from edge_node.workers import ModelFile, WorkerHandle
-from gossip import Identity, verify
+from gossip import Identity, Keyring, verify
 from models.accelerators import AcceleratorSpec
 from models.manifest import load_manifest
 
@@ -39,7 +39,8 @@ class Site:
             clock=HybridClock(),
         )
         self.results: list[dict[str, object]] = []
-        peers = Peers(Signer(self.id, bytes(16), b"secret"), lambda _: None, lambda n: n.hex())
+        signer = Signer(self.id, bytes(16), Keyring(bytes(32)))
+        peers = Peers(signer, lambda _: None, lambda n: n.hex())
         self.agents = Agents(
             self.id,
             name,
@@ -90,9 +91,8 @@ def tell(*sites: Site) -> None:
             for origin in giver.store.knowledge():
                 key = giver.store.key_of(origin)
                 assert key is not None
-                taker.store.learn_key(key)
                 for raw in giver.store.live_batches(origin):
-                    taker.store.merge(raw, taker.now())
+                    taker.store.merge(raw, taker.now(), key)
     assert len({site.store.fingerprint() for site in sites}) == 1
 
 

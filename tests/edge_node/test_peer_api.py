@@ -16,6 +16,7 @@ from edge_node.api import peer
 from edge_node.api.peer import decode_infer, peer_app
 from edge_node.fleet.auth import CHALLENGE_HEADER, HEADER, Signer, Verifier
 from edge_node.fleet.peers import PeerError, Peers
+from gossip import Keyring
 from tests.edge_node.http_node import ANSWER, DIGEST, FRAME, A, B, Client, Node, serving
 
 SECRET = bytes(range(100, 132))
@@ -23,8 +24,8 @@ SECRET = bytes(range(100, 132))
 
 def with_peer(use: Callable[[Client, Node, Signer, Verifier], Awaitable[None]]) -> None:
     async def run() -> None:
-        node, verifier = Node(), Verifier(B, SECRET)
-        signer = Signer(A, bytes(16), SECRET)
+        node, verifier = Node(), Verifier(B, Keyring(SECRET))
+        signer = Signer(A, bytes(16), Keyring(SECRET))
         signer.learn(B, verifier.challenge.hex())
         async with serving(peer_app(node, verifier)) as client:
             await use(client, node, signer, verifier)
@@ -57,7 +58,7 @@ def test_the_client_of_a_node_is_understood_even_after_a_restart() -> None:
     full = {**ANSWER, "variant": "small", "service_ms": 9, "wait_ms": 1.5, "backlog_ms": 0}
 
     async def ask(peers: Peers, ports: list[int]) -> None:
-        node, verifier = Node(), Verifier(B, SECRET)
+        node, verifier = Node(), Verifier(B, Keyring(SECRET))
         node.answer = full
         async with serving(peer_app(node, verifier)) as client:
             ports.append(client.port)
@@ -72,7 +73,7 @@ def test_the_client_of_a_node_is_understood_even_after_a_restart() -> None:
 
     async def run() -> None:
         ports: list[int] = []
-        signer = Signer(A, bytes(16), SECRET)
+        signer = Signer(A, bytes(16), Keyring(SECRET))
         peers = Peers(signer, lambda _: ("127.0.0.1", ports[-1]), lambda node: node.hex())
         try:
             await ask(peers, ports)
@@ -119,7 +120,7 @@ def test_what_is_not_signed_for_this_node_reaches_nothing() -> None:
             return status
 
         good = signer.sign("POST", path, body, B)
-        stranger = Signer(A, bytes(16), SECRET[::-1])
+        stranger = Signer(A, bytes(16), Keyring(SECRET[::-1]))
         stranger.learn(B, verifier.challenge.hex())
         tampered = body.replace(b"door", b"yard")
         assert await post(None) == 401

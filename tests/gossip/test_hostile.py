@@ -420,6 +420,35 @@ def test_one_member_brings_a_bounded_number_of_keys() -> None:
         raw = store.commit(stage.one.now())[0].raw
         stage.send(join_messages([encode_message(Payload(raw, key, 0))]))
     assert len(stage.one.store.knowledge()) == before + 256
+    assert len(stage.one.store._keys) == before + 256
+
+
+def test_key_that_has_verified_nothing_is_not_kept() -> None:
+    stage = Stage()
+    before = dict(stage.one.store._keys)
+    for index in range(20):
+        stranger = Identity.from_private_bytes(index.to_bytes(32, "big"))
+        entries = [encode_entry(OwnerEntry("key", index))]
+        forged = encode_batch(stranger.node_id, 1, 1, ((1, 1),), entries, OTHER.sign)
+        stage.send(join_messages([encode_message(Payload(forged, stranger.public_key, 0))]))
+        stage.send(join_messages([encode_message(Evidence(forged, stranger.public_key))]))
+    assert stage.one.running.counters["batches_bad_signature"] == 40
+    assert stage.one.store._keys == before
+
+
+def test_origins_beyond_what_is_held_are_refused_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage()
+    monkeypatch.setattr("crdt.replica.MAX_ORIGINS", 5)
+    held = len(stage.one.store.knowledge())
+    for index in range(10):
+        stranger = Identity.from_private_bytes(index.to_bytes(32, "big"))
+        entries = [encode_entry(OwnerEntry("key", index))]
+        raw = encode_batch(stranger.node_id, 1, 1, ((1, 1),), entries, stranger.sign)
+        stage.send(join_messages([encode_message(Payload(raw, stranger.public_key, 0))]))
+    assert len(stage.one.store.knowledge()) == 5
+    assert stage.one.running.counters["batches_full"] == 10 - (5 - held)
 
 
 def test_members_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

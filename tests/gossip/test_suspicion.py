@@ -361,23 +361,69 @@ def test_clock_that_is_behind_learns_the_fleets_time_and_no_liar_moves_it() -> N
     assert all(3_000 <= ahead <= 6_000 for ahead in ahead_ms.values()), ahead_ms
 
 
-def test_member_away_for_long_is_overdue_until_forgotten() -> None:
-    world, hosts = fleet(7, 4, GossipConfig(retire_after_s=60))
-    one, gone = hosts[0], hosts[3]
-    members = one.running._members
-    gone.crash()
-    world.run(40)
-    assert members.overdue(one.now()) == []
-    world.run(60)
-    assert [member.node_id for member in members.overdue(one.now())] == [gone.node_id]
-    members.forget(gone.node_id)
-    members.forget(hosts[1].node_id)  # a live one stays
-    assert state(one, gone) == "unknown"
-    assert state(one, hosts[1]) == "alive"
-    for host in hosts[1:3]:
-        host.running._members.forget(gone.node_id)
-    gone.start()
-    world.run_until(world.all_live, 60)
+def lead_ms(host: Host) -> int:
+    """How far ahead of true time, less the 5 s of the horizon, a node believes it is."""
+    return (host.store.clock.horizon(host.now()) >> 16) - host.now().wall_ms + host.skew_ms - 5_000
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_peers_move_no_clock_that_was_ever_set(count: int) -> None:
+    world = World(3, standin=True)
+    one = world.add("one")
+    liars = [world.add(f"liar{index}") for index in range(count)]
+    for liar in liars:
+        liar.skew_ms = 100 * 365 * 86_400_000
+        liar.seeds = [one.address]
+    for host in (one, *liars):
+        host.start()
+    world.run(20)
+    assert one.running.acquainted
+    assert lead_ms(one) == 0
+    one.store.set_fleet("key", 1, one.now())
+    one.commit()
+    world.run(1)
+    entry = one.store.fleet_entry("key", one.now())
+    assert entry is not None
+    assert abs((entry[1] >> 16) - one.now().wall_ms) < 2_000
+
+
+def test_clock_that_was_never_set_follows_one_peer_until_it_is_set() -> None:
+    world = World(4, standin=True)
+    one, other = world.add("one"), world.add("other")
+    one.skew_ms = -one.now().wall_ms  # 1970
+    other.seeds = [one.address]
+    for host in (one, other):
+        host.start()
+    world.run(10)
+    assert abs(lead_ms(one)) < 2_000
+    other.skew_ms = 100 * 365 * 86_400_000  # from now on it lies
+    other.set_owner("key", 1)
+    world.run(10)
+    one.store.set_fleet("key", 1, one.now())
+    one.commit()
+    world.run(1)
+    assert lead_ms(one) > other.skew_ms - 2_000
+    one.skew_ms = 0
+    world.run(3)
+    assert lead_ms(one) == 0
+    assert one.store.clock.high_water >> 16 <= one.now().wall_ms
+
+
+def test_a_clock_beyond_what_fits_is_told_and_nothing_breaks() -> None:
+    world = World(5, standin=True)
+    one, other = world.add("one"), world.add("other")
+    one.skew_ms = -one.now().wall_ms
+    other.seeds = [one.address]
+    for host in (one, other):
+        host.start()
+    other.skew_ms = ((1 << 48) - 10**10) * 1000  # as many seconds as an Ack can say
+    world.run(10)
+    for host in (one, other):
+        host.store.set_fleet("key", 1, host.now())
+        host.commit()
+    world.run(1)
+    assert one.store.fleet("key", one.now()) == 1
+    assert one.journal.high_water >> 16 < 10**9
 
 
 def test_roster_digest_follows_every_change_and_equals_a_fresh_sum() -> None:
