@@ -12,19 +12,17 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from crdt.causal import node_id_of
 from crdt.clock import Instant
 from crdt.codec import DecodeError, Value
-from crdt.log import Batch, MergeStatus
-from crdt.store import Merge, Store
+from crdt.log import Batch
+from crdt.store import Store
 from gossip.agreement import Agreement
 from gossip.antientropy import Repair
 from gossip.broadcast import Link, Links
 from gossip.codec import decode_payload
 from gossip.config import GossipConfig
 from gossip.contact import Contact
-from gossip.events import Address, Event, MemberView, Output, Persist, StateChanged, Transmit
-from gossip.forgetting import Forgetting
+from gossip.events import Address, MemberView, Output, Transmit
 from gossip.handshake import Handshake
 from gossip.members import Members
 from gossip.messages import (
@@ -48,12 +46,12 @@ from gossip.messages import (
     VolatileState,
     Want,
 )
-from gossip.pacing import WriteLaw
 from gossip.pings import Pings, Summary
 from gossip.probe import Probing
+from gossip.replication import Replication
 from gossip.rotation import Rotation
 from gossip.sealing import KIND_HANDSHAKE, DropError, Identity, Keyring, parse_header
-from gossip.spread import ALL, Spread
+from gossip.spread import Spread
 from gossip.suspicion import Suspicion
 from gossip.volatile import Volatiles
 
@@ -92,9 +90,6 @@ class GossipNode:
         self.counters: dict[str, int] = {}
         self._outputs: deque[Output] = deque()
         self._store = store
-        self._config = config
-        self._rng = rng
-        self._identity = identity
         self._born_s = now.mono_s
         self._left = False
         handshake = Handshake(
@@ -116,7 +111,6 @@ class GossipNode:
         )
         self._pings = Pings(config, self._links, self._summary)
         self._agreement = Agreement(config, store, self._members)
-        self._forgetting = Forgetting(config, store, self._members, self._count)
         self._suspicion = Suspicion(
             config,
             rng,
@@ -140,13 +134,20 @@ class GossipNode:
         self._rotation = Rotation(
             self.keys, self._links, revoked, self._contact.call, self._emit, self._count
         )
-        self._law = WriteLaw(config)
-        self._commit_wanted = False
-        self._commit_s = inf
         self._volatile = Volatiles(
             config, self._members, self._links, self._spread.neighbours, self._count
         )
         self._repair = Repair(config, store, self._members, self._links, self._count)
+        self._replication = Replication(
+            config,
+            store,
+            self._members,
+            self._links,
+            self._spread,
+            self._repair,
+            self._emit,
+            self._count,
+        )
         self._probing = Probing(
             config,
             rng,
@@ -163,14 +164,14 @@ class GossipNode:
             IndirectAck: self._probing.on_indirect,
             Announce: self._suspicion.on_announce,
             Suspect: self._suspicion.on_suspect,
-            Payload: self._on_payload,
+            Payload: self._replication.on_payload,
             Received: self._links.on_received,
             Knowledge: self._repair.on_knowledge,
             Roster: self._repair.on_roster,
             Tree: self._repair.on_tree,
             Have: self._spread.announcements.on_have,
             Want: self._spread.announcements.on_want,
-            Evidence: self._on_evidence,
+            Evidence: self._replication.on_evidence,
             NewKey: self._rotation.on_new_key,
             VolatileState: self._volatile.on_state,
             VolatileRequest: self._volatile.on_request,
@@ -210,10 +211,9 @@ class GossipNode:
             self._volatile.tick(now)
             self._spread.tick(now)
             self._agreement.tick(now)
-            self._forget(now)
+            self._replication.forget(now)
         self._suspicion.tick(now)
-        self._commit(now)
-        self._changed(self._store.mature(now))
+        self._replication.tick(now)
         self._flush(now)
 
     def commit(self, now: Instant) -> None:
@@ -222,13 +222,11 @@ class GossipNode:
         At once, or when the write law allows: what is written meanwhile joins them, and of a key
         written twice only the newest value travels.
         """
-        self._commit_wanted = True
-        self._commit(now)
+        self._replication.commit(now)
 
     def persisted(self, batch: Batch, now: Instant) -> None:
         """Make a durable batch visible, and send it to all."""
-        self._changed(self._store.persisted(batch, now))
-        self._spread.batch(batch, b"", ALL, now)
+        self._replication.persisted(batch, now)
         self._flush(now)
 
     def set_volatile(self, key: str, value: Value, now: Instant) -> None:
@@ -283,7 +281,7 @@ class GossipNode:
 
     def next_deadline(self) -> float:
         """Return when handle_timer is next wanted, in mono seconds (maybe in the past)."""
-        due = min(self._links.deadline(), self._suspicion.deadline(), self._commit_s)
+        due = min(self._links.deadline(), self._suspicion.deadline(), self._replication.deadline())
         if self._left:
             return due
         return min(
@@ -374,55 +372,6 @@ class GossipNode:
         elif ack.fingerprint == self._store.fingerprint():
             self._agreement.held(link.node_id, self._store.generation)
 
-    def _on_payload(self, link: Link, message: Payload, now: Instant) -> None:
-        merge = self._taken(link, message, self._store.merge, now)
-        if merge.status is MergeStatus.NEW and merge.batch is not None:
-            key = message.public_key
-            self._spread.batch(merge.batch, key, message.scope, now, link.node_id)
-            self._repair.on_news(link, merge.batch.origin, now)
-
-    def _on_evidence(self, link: Link, message: Evidence, now: Instant) -> None:
-        self._taken(link, message, self._store.testify, now)
-
-    def _taken(
-        self,
-        link: Link,
-        message: Payload | Evidence,
-        take: Callable[..., Merge],
-        now: Instant,
-    ) -> Merge:
-        """Give a batch to the store, with its origin's key if that is news and allowed."""
-        merge = take(message.raw, now)
-        stranger = merge.batch if merge.status is MergeStatus.UNKNOWN_KEY else None
-        if stranger is not None:
-            known = self._members.claim_of(stranger.origin) or self._links.get(stranger.origin)
-            key = message.public_key if known is None else known.public_key
-            signed = node_id_of(key) == stranger.origin
-            if signed and (known is not None or self._links.may_introduce(link, now)):
-                merge = take(message.raw, now, key)
-        self._count("batches_" + merge.status.name.lower())
-        self._changed(merge.changes)
-        return merge
-
-    def _forget(self, now: Instant) -> None:
-        """Commit what makes something forgotten, once this node is known not to lack its past."""
-        if self.acquainted and not self._commit_wanted and self._forgetting.tick(now):
-            self.commit(now)
-
-    def _commit(self, now: Instant) -> None:
-        """Commit what is wanted and allowed, or note when to look again."""
-        self._commit_s = inf
-        if not self._commit_wanted:
-            return
-        entries, sharing = self._store.staged, len(self._members.live()) + 1
-        if self._law.grant(entries, sharing, now):
-            self._commit_wanted = False
-            for batch in self._store.commit(now):
-                self._outputs.append(Persist(batch))
-        else:
-            self._count("commits_delayed")
-            self._commit_s = self._law.ready_s(entries, sharing, now)
-
     def _on_met(self, claim: Claim, now: Instant) -> None:
         link = self._links.get(claim.node_id)
         address = (claim.host, claim.port)
@@ -448,11 +397,7 @@ class GossipNode:
             store.fingerprint(), members.digest(), self._volatile.sequence, store.generation
         )
 
-    def _changed(self, changes: tuple[Any, ...]) -> None:
-        if changes:
-            self._emit(StateChanged(changes))
-
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: Output) -> None:
         self._outputs.append(event)
 
     def _transmit(self, data: bytes, addr: Address) -> None:

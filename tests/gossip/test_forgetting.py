@@ -197,7 +197,7 @@ def test_full_log_leaves_retiring_to_others() -> None:
     world, hosts = fleet(4)
     full, *others, gone = hosts
     for host in (full, *others):  # it has the first turn
-        host.running._forgetting._turn = lambda *_, own=host: int(own is not full)
+        host.running._replication._forgetting._turn = lambda *_, own=host: int(own is not full)
     while full.store._load < CAPACITY - 2:
         full.store.set_owner(f"k{full.store._load}", 1)
     full.commit()
