@@ -57,17 +57,17 @@ class Reach(NamedTuple):
         return ranked[ceil(share * len(ranked)) - 1]
 
 
-def reach(seed: int, count: int, loss: float, updates: int = 5, wait_s: float = 4.0) -> Reach:
+def reach(seed: int, count: int, loss: float, updates: int = 3, wait_s: float = 3.0) -> Reach:
     """Have some nodes write one record each; see when the change shows at all the others."""
     world, hosts = fleet(seed, count)
     faults = world.network.faults
     faults.loss = loss
     round_s = faults.delay_s + faults.jitter_s + BATCHING_S
     world.run(wait_s)
-    idle_bytes = total(hosts, "out_bytes")
-    world.run(wait_s * updates)
     before = total(hosts, "out_bytes")
-    idle_bytes = before - idle_bytes
+    world.run(wait_s)
+    idle_bytes = (total(hosts, "out_bytes") - before) * updates
+    before = total(hosts, "out_bytes")
     arrived = sum(total(hosts, f"batches_{name}") for name in ("new", "duplicate", "stale"))
     rounds: list[float] = []
     missed = 0

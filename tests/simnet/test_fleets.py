@@ -22,7 +22,7 @@ LARGE = 250 if SOAK else 120
 @pytest.mark.parametrize("loss", [0.0, 0.4])
 def test_news_reach_a_large_fleet_in_logarithmic_rounds(seed: int, loss: float) -> None:
     """p99 within log2 N rounds and all within 1.5 of it; twice that when 40 % are lost."""
-    reached = scenarios.reach(seed, LARGE, loss, updates=10 if SOAK else 3)
+    reached = scenarios.reach(seed, LARGE, loss, updates=10 if SOAK else 3, wait_s=4.0)
     allowed = log2(LARGE) * (2 if loss else 1)
     assert reached.missed == 0
     assert reached.percentile(0.99) <= allowed
