@@ -10,7 +10,7 @@ from crdt.store import Store
 from gossip.config import GossipConfig
 from gossip.members import HEARD, LEFT, Members
 
-_LEAST, _MOST = 3, 15  # peers whose median is trusted: more than half of all, or so many
+_LEAST, _MOST = 3, 15  # peers whose clocks are asked for: at least, and at most
 
 
 class Agreement:
@@ -47,20 +47,23 @@ class Agreement:
         self._tell_time(now)
 
     def _tell_time(self, now: Instant) -> None:
-        """Hint at the lower median of the live peers' clocks, if they are to be believed.
+        """Hint at the time that most live members' clocks have reached; of many, 8 speak for all.
 
-        A few peers, be it one, are only where the own clock was plainly never set.
+        Of all members, this one included, since half a fleet that is ahead is no majority; and not
+        of those known so far. Fewer, be it one, are believed only where the own clock was plainly
+        never set.
         """
         for node_id in list(self._leads_ms):
             member = self._members.get(node_id)
             if member is None or not member.live:
                 del self._leads_ms[node_id]
-        leads, live = sorted(self._leads_ms.values()), len(self._members.live())
-        majority = len(leads) >= max(_LEAST, min(_MOST, live // 2 + 1))
+        leads, live = sorted(self._leads_ms.values(), reverse=True), len(self._members.live())
         unset = now.wall_ms < DAWN_MS
+        most = min(live if unset else live + 1, _MOST) // 2 + 1
+        majority = len(leads) >= max(_LEAST, most)
         if majority or (unset and leads and len(leads) == live):
             self._majority = majority
-            wall_ms = leads[(len(leads) - 1) // 2] + now.mono_s * 1000
+            wall_ms = leads[most - 1] + now.mono_s * 1000
             self._store.clock.hint(int(wall_ms), now)
         elif not unset and not self._majority:
             self._store.clock.hint(None, now)
