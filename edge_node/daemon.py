@@ -257,6 +257,7 @@ class Daemon:
                 persist=self.writes.persist,
                 on_event=self._gossip_event,
                 clock=clock.now,
+                on_failure=self._fail,
             )
         self._ends.push_async_callback(self._say_goodbye)
         self._ends.push_async_callback(self.peers.close)
@@ -478,8 +479,11 @@ class Daemon:
         if not task.cancelled() and (error := task.exception()) is not None:
             # Ours: better to crash and be restarted than to run on without a part.
             log.critical("task %s failed", task.get_name(), exc_info=error)
-            self.failed = True
-            self._on_failure()
+            self._fail()
+
+    def _fail(self) -> None:
+        self.failed = True
+        self._on_failure()
 
     # Changing and stopping
 

@@ -24,7 +24,7 @@ def release_unused() -> int:
     gc.collect()
     gc.freeze()  # what start-up made lives on: later collections need not visit it
     try:
-        libc = ctypes.CDLL(None)
+        libc = ctypes.PyDLL(None)  # holds the interpreter: no thread of ours unmaps meanwhile
         libc.malloc_trim(0)
         mappings = _clean_mappings(_SMAPS.read_text())
     except (OSError, AttributeError):  # no /proc, another libc
@@ -45,7 +45,8 @@ def _clean_mappings(smaps: str) -> list[tuple[int, int]]:
         words = line.split()
         if not words[0].endswith(":"):  # a mapping's head: range, permissions, ..., file
             first, last = (int(word, 16) for word in words[0].split("-"))
-            of_file = len(words) > 5 and words[5].startswith("/") and "w" not in words[1]
+            of_file = words[1] in ("r--p", "r-xp") and words[4] != "0"
+            of_file = of_file and words[5].startswith("/") and not words[5].startswith("/dev/")
         elif words[0] in ("Anonymous:", "Swap:", "Locked:"):
             changed = (words[0] != "Anonymous:" and changed) or int(words[1]) > 0
         elif words[0] == "VmFlags:" and of_file and not changed:

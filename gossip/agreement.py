@@ -29,7 +29,8 @@ class Agreement:
 
     def held(self, node_id: bytes, generation: int) -> None:
         """Note that a member held all that this replica held at a generation."""
-        self._held[node_id] = max(generation, self._held.get(node_id, 0))
+        if self._owes(node_id):
+            self._held[node_id] = max(generation, self._held.get(node_id, 0))
 
     def clock(self, node_id: bytes, wall_s: int, now: Instant) -> None:
         """Note a member's wall clock, the last one of 15 members."""
@@ -91,4 +92,5 @@ class Agreement:
         member = self._members.get(node_id)
         if member is None or member.state == HEARD:
             return node_id in self._store.origins and node_id != self._members.node_id
-        return member.state != LEFT
+        # who has forked holds for good what all others have dropped
+        return member.state != LEFT and not self._store.evidence(node_id)

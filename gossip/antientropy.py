@@ -190,6 +190,9 @@ class Comparison:
     def attend(self, link: Link, now: Instant) -> bool:
         """Turn to a peer, or stay with it; tell whether that can be."""
         if self._free(now):
+            over_s = now.mono_s - self._end_s
+            if link.node_id == self._peer and 0 <= over_s < self._config.probe_interval_s:
+                return False  # it has had its turn; now the others
             self._peer = link.node_id
             self._end_s = now.mono_s + _TURN_INTERVALS * self._config.probe_interval_s
         if self._peer != link.node_id:
@@ -228,13 +231,15 @@ class Comparison:
         now: Instant,
     ) -> None:
         """Send what the page's sender lacks, and what I hold myself where I lack something."""
-        if not self._answers.take(link.node_id, now):
+        held = {entry[0]: entry for entry in self._side.entries(low, high)}
+        if not self._answers.take(link.node_id, now, 1 + len(held) // PAGE_ENTRIES):
             self._count("repairs_declined")
             return
         theirs = {entry[0]: entry for entry in entries if low <= entry[0] <= high}
-        held = {entry[0]: entry for entry in self._side.entries(low, high)}
         lacking: list[bytes] = []
         for node_id, mine in held.items():
+            if link.full(REPAIR):
+                return
             other = theirs.pop(node_id, None)
             if other != mine and self._side.supply(link, mine, other):
                 lacking.append(node_id)
@@ -334,7 +339,8 @@ class Repair:
             self._greeted[link.boot] = None
             if len(self._greeted) > _GREETED:
                 del self._greeted[next(iter(self._greeted))]
-        self._state.observe(link, same=self.agrees(link, fingerprint), first=first, now=now)
+        same = self.agrees(link, fingerprint) or bool(self._store.evidence(link.node_id))
+        self._state.observe(link, same=same, first=first, now=now)
         self._roster.observe(link, same=roster == self._members.digest(), first=first, now=now)
 
     def on_knowledge(self, link: Link, page: Knowledge, now: Instant) -> None:

@@ -24,6 +24,8 @@ from gossip.sealing import Channel
 __all__ = ["PROMPT", "REPAIR", "STATE", "URGENT", "VOLATILE", "Link", "Links"]
 
 _STRANGERS_PER_S, _STRANGERS_BURST = 256 / 60, 256  # of whom one peer may tell
+_FAULTS_PER_S, _FAULTS_BURST = 8.0, 64.0  # signatures checked in vain because of one peer
+_MUTED_S = 10.0
 _ACKS_AT_ONCE = 32
 _BURST_S = 0.25  # of the egress rate, which may leave at once after a rest
 # how full the bucket of the egress must be for each class; the first two overdraw it
@@ -49,6 +51,7 @@ class Links:
         self._retire = retire  # (id, boot, channel, gone for good?) of every dropped link
         self._deaf = deaf  # called for a link whose peer seems not to hear what is sent
         self._strangers = Rates(_STRANGERS_PER_S, _STRANGERS_BURST)
+        self._faults = Rates(_FAULTS_PER_S, _FAULTS_BURST)
         self._egress = Bucket(config.egress_bytes_per_s, config.egress_bytes_per_s * _BURST_S)
         self._counters = counters
         self._excess = Excess()
@@ -80,6 +83,14 @@ class Links:
         if not granted:
             self._count("dropped_strangers")
         return granted
+
+    def fault(self, link: Link, now: Instant) -> None:
+        """Note that a peer had a signature checked in vain; who does it often is not listened to.
+
+        No honest member sends what it has not checked itself.
+        """
+        if not self._faults.take(link.node_id, now):
+            link.muted_s = now.mono_s + _MUTED_S
 
     def __len__(self) -> int:
         return len(self._by_id)

@@ -19,13 +19,13 @@ class Rates:
         self._burst = max(1.0, burst)
         self._buckets: dict[bytes | str, tuple[float, float]] = {}
 
-    def take(self, key: bytes | str, now: Instant) -> bool:
-        """Spend a token of a key's bucket; tell whether there was one."""
+    def take(self, key: bytes | str, now: Instant, tokens_wanted: float = 1.0) -> bool:
+        """Spend tokens of a key's bucket; tell whether there were so many."""
         tokens, filled_s = self._buckets.pop(key, (self._burst, now.mono_s))
         gained = max(0.0, now.mono_s - filled_s) * self._per_s
         tokens = min(self._burst, tokens + gained)
-        granted = tokens >= 1
-        self._buckets[key] = (tokens - granted, now.mono_s)
+        granted = tokens >= tokens_wanted
+        self._buckets[key] = (tokens - tokens_wanted if granted else tokens, now.mono_s)
         if len(self._buckets) > _BUCKETS_LIMIT:
             del self._buckets[next(iter(self._buckets))]
         return granted

@@ -81,6 +81,7 @@ class Link:
     flushed_s: float = -inf
     held_class: int = 0  # this queue and the less urgent ones wait for tokens ...
     held_s: float = -inf  # ... until then
+    muted_s: float = -inf  # nothing is taken from the peer before
     scheduled_s: float = inf  # when the table of links looks at this one next
 
     @property
@@ -119,10 +120,14 @@ class Link:
             return batching_s
         return max(batching_s, min(_WIDEST_S, batching_s * self.loss / _TOLERATED_LOSS))
 
+    def full(self, priority: int) -> bool:
+        """Tell whether a queue takes no further items."""
+        return len(self.queues[priority]) >= self.config.queue_items
+
     def offer(self, item: Item) -> bool:
         """Queue an item; False, and counted, when too many wait already."""
         queue = self.queues[item.priority]
-        if item.key not in queue and len(queue) >= self.config.queue_items:
+        if item.key not in queue and self.full(item.priority):
             self.count("queue_full")
             return False
         queue[item.key] = item

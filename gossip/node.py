@@ -197,20 +197,14 @@ class GossipNode:
 
     def handle_timer(self, now: Instant) -> None:
         """Do what is due; call it at next_deadline(), or later."""
-        # other rooms' deadlines may lie in the past when they come up
-        late_s = now.mono_s - min(self._probing.deadline(), self._suspicion.deadline())
-        self._links.behind(late_s, now)
-        if _HELD_UP_S < late_s < inf and not self._left:
-            # the loop's timers run before its socket is read: nobody is judged before that
-            self._probing.slow(late_s)
-            self._probing.defer(late_s, now)
-            self._suspicion.defer(late_s, now)
         if not self._left:
+            self._judge_lag(now)
             self._probing.tick(now)
             self._contact.tick(now)
             self._volatile.tick(now)
             self._spread.tick(now)
             self._agreement.tick(now)
+            self._rotation.tick(now)
             self._replication.forget(now)
         self._suspicion.tick(now)
         self._replication.tick(now)
@@ -329,12 +323,24 @@ class GossipNode:
             )
         return views
 
+    def _judge_lag(self, now: Instant) -> None:
+        # other rooms' deadlines may lie in the past when they come up
+        late_s = now.mono_s - min(self._probing.deadline(), self._suspicion.deadline())
+        self._links.behind(late_s, now)
+        if _HELD_UP_S < late_s < inf:
+            # the loop's timers run before its socket is read: nobody is judged before that
+            self._probing.slow(late_s)
+            self._probing.defer(late_s, now)
+            self._suspicion.defer(late_s, now)
+
     # dispatch
 
     def _receive_sealed(self, data: bytes, index: bytes, counter: int, now: Instant) -> None:
         link = self._links.at_index(index)
         if link is None:
             raise DropError("channel")
+        if now.mono_s < link.muted_s:
+            raise DropError("muted")
         messages, unknown = decode_payload(link.channel.open(data, counter))
         if unknown:
             self._count("unknown_messages", unknown)
@@ -343,6 +349,8 @@ class GossipNode:
         self._links.heard(link, now)
         self._probing.heard(link.node_id)
         for message in messages:
+            if now.mono_s < link.muted_s:
+                raise DropError("muted")
             self._handle(link, message, now)
 
     def _handle(self, link: Link, message: Message, now: Instant) -> None:

@@ -97,6 +97,9 @@ class Replication:
             signed = node_id_of(key) == stranger.origin
             if signed and (known is not None or self._links.may_introduce(link, now)):
                 merge = take(message.raw, now, key)
+        in_vain = merge.status is MergeStatus.BAD_SIGNATURE
+        if in_vain or (merge.status is MergeStatus.STALE and isinstance(message, Evidence)):
+            self._links.fault(link, now)
         self._count("batches_" + merge.status.name.lower())
         self._changed(merge.changes)
         return merge

@@ -4,7 +4,7 @@ So there is one sealed envelope per member, and none for who is revoked. A membe
 comes back under the secret before, and is given the new one at once.
 
 Owns who is told and who is believed; the ring itself belongs to the handshake. Invariant: no key
-is taken from a peer that was met under the secret before ours.
+is taken from a peer that was met under the secret before ours, but one of two rotations at once.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ from gossip.codec import encode_message
 from gossip.events import Address, Event, KeysChanged
 from gossip.messages import NewKey
 from gossip.sealing import Keyring
+
+_LOOK_S = 10.0
 
 
 class Rotation:
@@ -35,6 +37,7 @@ class Rotation:
         self._call = call
         self._emit = emit
         self._count = count
+        self._look_s = 0.0
 
     def rotate(self, number: int, secret: bytes, source: Link | None = None) -> bool:
         """Take a later epoch's secret and tell every other peer; tell whether it was later."""
@@ -54,11 +57,24 @@ class Rotation:
             self._tell(link)
 
     def on_new_key(self, link: Link, message: NewKey, now: Instant) -> None:
-        """Take a peer's later secret, and meet that peer again under it."""
-        if link.made.former:
+        """Take a peer's later secret, and meet that peer again under it.
+
+        Two halves of a fleet that both rotated meet under the secret before: there the greater of
+        two secrets with one number counts, but none with a later number. Whoever is met so is a
+        known member and will be told the current secret in any case.
+        """
+        if link.made.former and message.number != self._keys.current.number:
             self._count("dropped_new_key")  # whoever stole the old secret could say this
         elif self.rotate(message.number, message.secret, link):
             self._call(link.address, now)
+
+    def tick(self, now: Instant) -> None:
+        """Meet those again, now and then, whose link is not under the current key."""
+        if now.mono_s >= self._look_s:
+            self._look_s = now.mono_s + _LOOK_S
+            for link in self._links:
+                if link.made.epoch is not self._keys.current:
+                    self._call(link.address, now)
 
     def _tell(self, link: Link) -> None:
         epoch = self._keys.current

@@ -156,7 +156,9 @@ class Suspicion:
             return
         parting = self._links.get(node_id)
         if not self._members.accept(claim, now, met=parting is not None):
-            if known is not None:
+            if known is None or claim.order > known.claim.order:
+                self._links.fault(link, now)
+            else:
                 self._correct(link, claim, known)
             return
         self._doubts.pop(node_id, None)

@@ -51,6 +51,7 @@ class UdpHost:
         persist: Callable[[Batch], Awaitable[None]],
         on_event: Callable[[Event], None],
         clock: Callable[[], Instant],
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
         """Bind, and run the node until close().
 
@@ -58,14 +59,18 @@ class UdpHost:
         tried again a second later, because the ones after it must wait for it. `on_event` is
         called on the loop and must not block. Bound to "::" it serves IPv4 as well (unless
         net.ipv6.bindv6only is set), and the node sees plain IPv4 addresses. Raises OSError, naming
-        the address, when the port is taken; the host can then be started again.
+        the address, when the port is taken; the host can then be started again. When the core
+        breaks one of its own rules that is logged, and `on_failure` is called if there is one: a
+        node in an unknown state had better be started anew.
         """
+        self._on_failure = on_failure
         self._node, self._persist, self._on_event, self._clock = node, persist, on_event, clock
         self._loop = asyncio.get_running_loop()
         self._socket = _bound(bind)
         self._maps = self._socket.family == socket.AF_INET6
-        self._loop.add_reader(self._socket, self._read)
+        self._loop.add_reader(self._socket, self._guarded, self._read)
         self._persister = self._loop.create_task(self._persist_in_order())
+        self._persister.add_done_callback(self._ended)
         self._flush()
 
     @property
@@ -78,7 +83,7 @@ class UdpHost:
     def kick(self) -> None:
         """Carry out what the core wants; call it after any call of the node."""
         if self._flush_handle is None and self._socket is not None:
-            self._flush_handle = self._loop.call_soon(self._flush)
+            self._flush_handle = self._loop.call_soon(self._guarded, self._flush)
 
     async def close(self) -> None:
         """Send what is ready, stop the timer and close the socket; idempotent.
@@ -99,11 +104,24 @@ class UdpHost:
             await asyncio.gather(self._persister, return_exceptions=True)
         sock.close()
 
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:
+            _log.exception("the gossip core failed")
+            if self._on_failure is None:
+                raise
+            self._on_failure()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and self._on_failure is not None:
+            _log.error("batches are no longer persisted", exc_info=task.exception())
+            self._on_failure()
+
     def _read(self) -> None:
         """Take what has come: one datagram, or many where they come close together."""
         now = self._clock()
         count = _BURST_DATAGRAMS if now.mono_s - self._read_s < _BURST_S else 1
-        self._read_s = now.mono_s
         while count and self._socket is not None:
             count -= 1
             try:
@@ -115,6 +133,7 @@ class UdpHost:
                 continue
             source = addr[0].removeprefix(_MAPPED), addr[1]
             self._node.receive_datagram(data, source, self._clock())
+        self._read_s = self._clock().mono_s
         self._flush()
 
     def _flush(self) -> None:
@@ -162,7 +181,7 @@ class UdpHost:
         if isfinite(deadline_s) or deadline_s < 0:
             delay_s = max(_LEAST_DELAY_S, deadline_s - self._clock().mono_s)
             self._deadline_s = deadline_s
-            self._timer = self._loop.call_later(delay_s, self._on_timer)
+            self._timer = self._loop.call_later(delay_s, self._guarded, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

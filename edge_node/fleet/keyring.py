@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from crdt import Instant
+from crdt.clock import DAWN_MS
 from edge_node.fleet.durable import write_atomically
 from edge_node.fleet.identity import IdentityError, read_private
 from gossip import Keyring
@@ -52,7 +53,13 @@ class FleetKeys:
         self._path = path
         self._origin = _origin(secret)
         self._since_ms = None if saved is None else saved.since_ms or now.wall_ms
+        self._age_s = 0.0  # of the current key, at the start of this run
+        if self._since_ms is not None and self._since_ms >= DAWN_MS:
+            self._age_s = max(0.0, (now.wall_ms - self._since_ms) / 1e3)
+        if self._since_ms is not None:  # or a clock that was ahead, or not set, would stay in it
+            self._since_ms = now.wall_ms - round(self._age_s * 1e3)
         self._noted_s = now.mono_s
+        self._noted = self.ring.current
         self._durable = self._encode()
         self._lock = asyncio.Lock()
         self._look = asyncio.Event()
@@ -91,7 +98,8 @@ class FleetKeys:
 
     def note(self, members: Iterable[bytes], now: Instant) -> None:
         """Take note that the ring's current key has changed just now, in this company."""
-        self._since_ms, self._noted_s = now.wall_ms, now.mono_s
+        self._since_ms, self._age_s, self._noted_s = now.wall_ms, 0.0, now.mono_s
+        self._noted = self.ring.current
         self.comrades = frozenset(sorted(members)[:MAX_COMRADES])
         self._look.set()
 
@@ -102,11 +110,13 @@ class FleetKeys:
     def age_s(self, now: Instant) -> float | None:
         """Return for how long the current key is held; None for the one of the configuration.
 
-        A clock that was ahead, and is right again, must not keep a previous key for ever.
+        While the node runs only the monotonic clock counts: the wall clock may yet be set.
         """
+        if self.ring.current is not self._noted:  # changed a moment ago, and `note` comes yet
+            return 0.0
         if self._since_ms is None:
             return None
-        return max((now.wall_ms - self._since_ms) / 1e3, now.mono_s - self._noted_s)
+        return self._age_s + now.mono_s - self._noted_s
 
     def previous_left_s(self, keep_s: float, now: Instant) -> float | None:
         """Return for how long the previous key is still held; None if there is none."""

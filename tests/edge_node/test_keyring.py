@@ -100,6 +100,31 @@ def test_a_clock_that_was_ahead_keeps_the_previous_key_for_its_time_only(tmp_pat
     assert held(keys) == [(1, NEW)]
 
 
+def test_a_clock_that_is_set_while_the_node_runs_ends_no_previous_key(tmp_path: Path) -> None:
+    unset = Instant(0.0, 5_000)
+    keys = FleetKeys.open(tmp_path, SECRET, unset)
+    assert keys.ring.offer(1, NEW)
+    keys.note([], unset)
+    run_keep(keys, 7, at(0, 0.01))
+    assert len(held(keys)) == 2
+    assert RUNNER.run(keys.save())
+    again = FleetKeys.open(tmp_path, SECRET, at(1, 0))
+    run_keep(again, 7, at(1, 0.01))
+    assert len(held(again)) == 2, "nor after a restart"
+    run_keep(again, 7, at(1, 7.01))
+    assert held(again) == [(1, NEW)]
+
+
+def test_a_key_that_was_just_replaced_is_not_judged_by_the_age_of_the_one_before(
+    tmp_path: Path,
+) -> None:
+    keys = rotated(tmp_path)
+    run_keep(keys, 7, at(9))
+    assert keys.ring.offer(4, NEWER)  # gossip has it; its note is yet to come
+    run_keep(keys, 7, at(9))
+    assert held(keys) == [(4, NEWER), (3, NEW)]
+
+
 def test_a_secret_changed_by_hand_wins_and_its_ring_is_not_destroyed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

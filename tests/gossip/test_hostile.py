@@ -218,6 +218,39 @@ def test_fork_is_proved_to_all_and_silences_its_author() -> None:
     assert stage.three.store.owner(stage.two.node_id, "key") is None
 
 
+def test_author_of_a_fork_holds_up_neither_forgetting_nor_repair() -> None:
+    stage = Stage()
+    one, two, three = stage.one, stage.two, stage.three
+    entry = encode_entry(OwnerEntry("key", "something else"))
+    raw = encode_batch(two.node_id, two.store.epoch, 1, ((1, 1),), [entry], two.identity.sign)
+    stage.send(join_messages([encode_message(Payload(raw, b"", 0))]))
+    stage.world.run(20)
+    assert stage.world.all_live()
+    one.set_owner("key", "later")
+    before = one.running.counters.get("repairs", 0)
+    stage.world.run(20)
+    for host in (one, three):
+        assert host.running._agreement._settled == host.store.generation
+    assert one.running.counters.get("repairs", 0) <= before + 1
+
+
+def test_peer_whose_signatures_do_not_hold_is_not_listened_to_for_a_while() -> None:
+    stage = Stage()
+    raw = stage.one.store.live_batches(stage.two.node_id)[0]
+    bad = encode_message(Payload(raw[:-1] + bytes((raw[-1] ^ 1,)), b"", 0))
+    forged = encode_message(Announce(make_claim(OTHER, 9, ("10.0.0.9", 1))._replace(port=2), 0))
+    counters = stage.one.running.counters
+    for index in range(100):
+        stage.send(join_messages([bad if index % 2 else forged] * 32))
+    assert counters["batches_bad_signature"] + counters["dropped_claim"] <= 70
+    assert counters["dropped_muted"] == 100 - 2
+    stage.world.run(15)
+    assert stage.world.all_live(), "an honest one would soon be heard again"
+    stage.two.set_owner("key", "after")
+    stage.world.run(5)
+    assert stage.one.store.owner(stage.two.node_id, "key") == "after"
+
+
 def test_suspicion_spread_by_a_liar_is_refuted() -> None:
     stage = Stage()
     for _ in range(5):

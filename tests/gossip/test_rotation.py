@@ -1,5 +1,7 @@
 """Rotating the fleet's secret while it runs."""
 
+from hashlib import sha256
+
 from gossip.events import KeysChanged
 from simnet.world import World
 
@@ -44,6 +46,46 @@ def test_a_member_that_was_away_comes_back_after_one_rotation_but_not_after_two(
     world.run(60)
     assert away.running.keys.current.number == 0
     assert len(away.running.members()) == 1
+
+
+def test_halves_that_both_rotated_end_under_one_key() -> None:
+    world = World(34)
+    hosts = world.fleet(4)
+    world.run_until(world.all_live, 20)
+    world.network.partition(["n0", "n1"], ["n2", "n3"])
+    world.run(15)
+    for host, secret in ((hosts[0], NEW), (hosts[2], NEWER)):
+        assert host.running.rotate(1, secret, host.now())
+        host.drain()
+    world.run(5)
+    world.network.heal()
+    world.run(30)
+    (secret,) = {host.running.keys.current.secret for host in hosts}
+    assert secret == max(NEW, NEWER, key=lambda one: sha256(one).digest())
+    for host in hosts:
+        host.running.keys.forget_previous()
+    world.run_until(world.all_live, 30)
+    hosts[0].set_owner("k", 1)
+    world.run_until(world.converged, 10)
+
+
+def test_link_that_stayed_under_the_former_key_is_made_anew() -> None:
+    world = World(35)
+    one, two = world.fleet(2)
+    world.run_until(world.all_live, 20)
+    assert one.running.rotate(1, NEW, one.now())
+    world.network.faults.cut.update((("n1", "n0"), ("n0", "n1")))
+    one.drain()
+    for host in (one, two):
+        host.running.keys.offer(1, NEW)
+    world.run(1.5)
+    world.network.faults.cut.clear()
+    world.run(15)
+    for host, other in ((one, two), (two, one)):
+        link = host.running._links.get(other.node_id)
+        assert link is not None
+        assert link.made.epoch is host.running.keys.current
+        assert not link.made.former
 
 
 def test_who_is_revoked_gets_no_key_and_no_link() -> None:

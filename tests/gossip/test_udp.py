@@ -220,3 +220,34 @@ def test_wildcard_of_ipv6_serves_both_families(
 ) -> None:
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(asyncio.wait_for(_both_families(caplog), 30))
+
+
+async def _core_that_fails() -> None:
+    one = Process()
+    failed = asyncio.Event()
+
+    async def persist(batch: Batch) -> None:
+        raise ValueError("no disk speaks like that")
+
+    await one.host.start(
+        one.node, one.bind, persist, one.events.put_nowait, clock, on_failure=failed.set
+    )
+    one.store.set_owner("key", 1)
+    one.node.commit(clock())
+    one.host.kick()
+    await failed.wait()
+    await one.host.close()
+    two = Process()
+    failed.clear()
+    await two.host.start(
+        two.node, two.bind, two._persist, two.events.put_nowait, clock, on_failure=failed.set
+    )
+    two.node.handle_timer = lambda now: 1 / 0  # type: ignore[method-assign, assignment]
+    two.node.join(("127.0.0.1", 9), clock())  # so that there is something to wait for
+    two.host.kick()
+    await failed.wait()
+    await two.host.close()
+
+
+def test_failure_of_the_core_is_not_silent() -> None:
+    asyncio.run(asyncio.wait_for(_core_that_fails(), 20))
