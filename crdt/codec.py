@@ -24,6 +24,8 @@ A batch is at most 1000 bytes:
     entries   array of at most 16 arrays, no two about the same:
               [0, key, value]                            owner record
               [1, key, value, timestamp]                 fleet register
+              [1, key, value, timestamp, epoch]          the same, said again: `epoch` is the
+                                                         earlier one that it was first said in
               [2, key, element, epoch, counter]          add to a fleet set; (epoch, counter) is
                                                          the add's dot, its origin is the batch's
               [3, key, element, origin, epoch, counter]  remove the adds of the element that
@@ -102,7 +104,7 @@ def encode_entry(entry: Entry) -> bytes:
     if isinstance(entry, OwnerEntry):
         fields: tuple[Any, ...] = (0, entry.key, entry.value)
     elif isinstance(entry, RegisterEntry):
-        fields = (1, entry.key, entry.value, entry.timestamp)
+        fields = (1, *entry) if entry.epoch else (1, *entry[:3])
     elif isinstance(entry, AddEntry):
         fields = (2, entry.key, entry.element, entry.dot.epoch, entry.dot.counter)
     else:
@@ -215,14 +217,19 @@ def _entry(item: Any, origin: NodeId) -> Entry:
         raise DecodeError("not a key")
     if not key.isascii() and len(key.encode()) > MAX_KEY_BYTES:
         raise DecodeError("key too long")
-    if type(kind) is not int or not 0 <= kind < 4 or len(item) != kind + 3:
+    if type(kind) is not int or not 0 <= kind < 4:
+        raise DecodeError("not an entry")
+    if len(item) != kind + 3 and (kind != 1 or len(item) != 5):
         raise DecodeError("not an entry")
     check_bounded(value, MAX_ELEMENT_BYTES if kind >= 2 else MAX_VALUE_BYTES)
     if kind == 0:
         return _new(OwnerEntry, (key, value))
     if kind == 1:
         _check_int(item[3], 0, MAX_INT)
-        return _new(RegisterEntry, (key, value, item[3]))
+        if len(item) == 4:
+            return _new(RegisterEntry, (key, value, item[3], 0))
+        _check_int(item[4], 1, MAX_EPOCH)
+        return _new(RegisterEntry, (key, value, item[3], item[4]))
     for number in item[-2:]:
         _check_int(number, 0, MAX_INT)
     if kind == 2:

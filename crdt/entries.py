@@ -20,11 +20,15 @@ class OwnerEntry(NamedTuple):
 
 
 class RegisterEntry(NamedTuple):
-    """Set a fleet register at a hybrid timestamp; the value None deletes."""
+    """Set a fleet register at a hybrid timestamp; the value None deletes.
+
+    `epoch` is the one that its origin first said it in, 0 for that of the batch.
+    """
 
     key: str
     value: Value
     timestamp: int
+    epoch: int = 0
 
 
 class AddEntry(NamedTuple):
@@ -58,6 +62,15 @@ def identity(entry: Entry) -> Identity:
     if isinstance(entry, RemoveEntry):
         return RemoveEntry, entry.key, encode_value(entry.element), entry.dot.origin
     return type(entry), entry.key, b"", b""
+
+
+def first_epoch(entry: Entry | None) -> int:
+    """Return the epoch that a register or an add states to be first said in, 0 if none."""
+    if isinstance(entry, RegisterEntry):
+        return entry.epoch
+    if isinstance(entry, AddEntry) and entry.dot.counter:  # else it gets its dot yet
+        return entry.dot.epoch
+    return 0
 
 
 def owner_identity(key: str) -> Identity:

@@ -9,7 +9,7 @@ was so: whoever comes back after that, with whatever it knew, has nothing old to
 
 from collections.abc import Callable, Iterable
 
-from crdt.causal import NodeId
+from crdt.causal import Dot, NodeId
 from crdt.entries import (
     AddEntry,
     Entry,
@@ -41,17 +41,18 @@ class Release:
         self._state = state
         self._log_of = log_of
         self._retired = retired
-        # Own durable tombstones, and the generation in which others last said anything about it.
-        self._watched: dict[Identity, tuple[Entry, int]] = {}
+        # When own durable tombstones were made (a timestamp or a dot), and the generation in which
+        # others last said anything about it.
+        self._watched: dict[Identity, tuple[int | Dot, int]] = {}
 
     def note(self, put: Batch | None, drop: Iterable[Batch], generation: int) -> None:
         """Take note of batches that came into the state, or left it, with a generation."""
         if put is not None and put.origin == self._origin:
             for entry in put.entries:
-                if _is_tombstone(entry):
+                if (made := _tombstone(entry)) is not None:
                     about = identity(entry)
-                    if self._watched.get(about, (None, 0))[0] != entry:  # else only re-emitted
-                        self._watched[about] = entry, generation
+                    if self._watched.get(about, (None, 0))[0] != made:  # else only re-emitted
+                        self._watched[about] = made, generation
         elif self._watched:
             for batch in drop if put is None else (put, *drop):
                 for entry in batch.entries:
@@ -75,7 +76,7 @@ class Release:
             known = (log.epoch, log.sequence) >= (dot.epoch, dot.counter // MAX_ENTRIES)
             known = known or self._retired(dot.origin) >= dot.epoch
             held = self._state.set_at(entry.key).holds(about[2], dot)
-            return known and log.complete and not held and self._ripe(about, entry)
+            return known and log.complete and not held and self._ripe(about, dot)
         return False
 
     def litter(self, entries: Iterable[Entry], horizon: int, *, complete: bool) -> list[Identity]:
@@ -117,9 +118,8 @@ class Release:
             return False
         if shown[2] != self._origin:
             return self._stays(entry, shown)
-        tombstone = RegisterEntry(entry.key, None, shown[1])
         alone = all(stamp[1] == self._origin for stamp, _ in self._state.candidates(entry.key))
-        return complete and alone and self._ripe(about, tombstone)
+        return complete and alone and self._ripe(about, shown[1])
 
     def _stays(self, entry: RegisterEntry, shown: tuple[Value, int, NodeId]) -> bool:
         """Say whether another origin will go on stating what beats an own entry.
@@ -131,15 +131,16 @@ class Release:
         again = timestamp == entry.timestamp and self._retired(origin) > 0
         return not again and self._log_of(origin).complete
 
-    def _ripe(self, about: Identity, tombstone: Entry) -> bool:
-        entry, generation = self._watched.get(about, (None, 0))
-        return entry == tombstone and generation <= self.settled
+    def _ripe(self, about: Identity, made: int | Dot) -> bool:
+        watched, generation = self._watched.get(about, (None, 0))
+        return watched == made and generation <= self.settled
 
 
-def _is_tombstone(entry: Entry) -> bool:
-    return isinstance(entry, RemoveEntry) or (
-        isinstance(entry, RegisterEntry) and entry.value is None
-    )
+def _tombstone(entry: Entry) -> int | Dot | None:
+    """Return by what a tombstone is known, None for all other entries."""
+    if isinstance(entry, RemoveEntry):
+        return entry.dot
+    return entry.timestamp if isinstance(entry, RegisterEntry) and entry.value is None else None
 
 
 def _bears_on(entry: Entry) -> Identity | None:

@@ -19,6 +19,7 @@ from crdt.entries import (
     RegisterEntry,
     RemoveEntry,
     add_identity,
+    first_epoch,
     identity,
     owner_identity,
     register_identity,
@@ -267,7 +268,7 @@ class Store(Replica):
         """Accept that the fleet has forgotten what this node wrote up to an epoch.
 
         It may have deleted it since, so nothing of it is said again but owner records, and what
-        this life took over from such a former one is taken back.
+        later epochs took over from it is taken back.
         """
         writer = self._writer
         self._renounced = max(self._renounced, epoch)
@@ -279,10 +280,7 @@ class Store(Replica):
             }
             self._staged = {**kept, **self._staged}
             writer.restart(max(writer.epoch, epoch + 1))
-        for about in writer.carried(epoch):
-            if about[0] is not OwnerEntry:
-                self._staged.setdefault(about, None)
-        self._weigh()
+        self._take_back()
         self._overdue = self._overdue or bool(self._staged)
 
     def _outdone(self, about: Identity, entry: Entry) -> bool:
@@ -324,6 +322,18 @@ class Store(Replica):
                 self._staged = {**self._writer.current, **self._staged}
             self._writer.epoch = batch.epoch + 1
         self._writer.restore(batch)
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """Unsay what was first said in an epoch that the fleet has retired."""
+        epoch = self._renounced
+        self._staged = {
+            about: entry
+            for about, entry in self._staged.items()
+            if not 0 < first_epoch(entry) <= epoch
+        }
+        for about in self._writer.carried(epoch):
+            self._staged.setdefault(about, None)
         self._weigh()
 
     def _weigh(self) -> None:

@@ -5,7 +5,8 @@ Never: shows anything to readers, keeps a sequence number that was ever used.
 Invariant: every current entry is in a live batch; after a commit at most 64 batches live. A
 batch is dropped once nothing in it is current, or once all its survivors are in newer batches.
 What former lives of the node wrote is taken in until the first commit of this life's epoch,
-which carries the survivors over.
+which carries the survivors over. A survivor names the epoch that it was first said in, however
+often it is said again: an add in its dot, a register beside its timestamp.
 
 An origin may hold 640 sixteenths of a batch, so that repacking everything always fits 64 batches
 with a quarter to spare; that keeps the amortised cost of re-emission near two entries a write.
@@ -23,12 +24,13 @@ from crdt.codec import (
     encode_entry,
     encode_live,
 )
-from crdt.entries import AddEntry, Entry, Identity, identity
+from crdt.entries import AddEntry, Entry, Identity, RegisterEntry, first_epoch, identity
 from crdt.log import MAX_ENTRIES, MAX_LIVE, Batch, OriginLog, Ranges, ranges
 
 CAPACITY = 640
 _SETTLED_LIVE = 48
 _COUNTER_BYTES = 8  # what a fresh add may grow by when it gets its dot
+_EPOCH_BYTES = 9  # what a register may grow by when it is said again in a later epoch
 
 
 class Writer:
@@ -42,7 +44,6 @@ class Writer:
         self._sign = sign
         self._home: dict[Identity, int] = {}  # the sequence of the batch of a current entry
         self._weights: dict[Identity, int] = {}
-        self._carried: tuple[int, dict[Identity, Entry]] = (0, {})
         self.borrowed = False
         """Whether some of a former life's batches came from peers, so the journal lacks them."""
 
@@ -63,14 +64,11 @@ class Writer:
         held = [*self.log.former, *self.log.batches.values()]
         for batch in sorted(held, key=lambda one: one.version):
             for entry in batch.entries:
-                self._set_current(identity(entry), entry, batch.sequence)
+                self._set_current(identity(entry), _dated(entry, batch.epoch), batch.sequence)
 
     def carried(self, epoch: int) -> list[Identity]:
-        """Return what this life took over from one up to `epoch` and has not written since."""
-        of, entries = self._carried
-        if of > epoch:
-            return []
-        return [about for about, entry in entries.items() if self.current.get(about) is entry]
+        """Return the registers and adds that were first said in an epoch up to `epoch`."""
+        return [about for about, entry in self.current.items() if 0 < first_epoch(entry) <= epoch]
 
     def restart(self, epoch: int) -> None:
         """Forget all that was written, and go on in a later epoch."""
@@ -96,8 +94,6 @@ class Writer:
         idle = self.log.batches.keys() - set(self._home.values()) - {self.log.sequence}
         if not staged and not litter and not (self.borrowed if self.fresh else idle):
             return []
-        if self.fresh:
-            self._carried = self.log.epoch, dict(self.current)
         for about, entry in staged.items():
             if entry is None and about in self.current:
                 self.release(about)
@@ -107,7 +103,7 @@ class Writer:
             keep: Counter[int] = Counter()
             for about, sequence in self._home.items():
                 if sequence in doomed:
-                    queue.setdefault(about, self.current[about])
+                    queue.setdefault(about, self._undated(self.current[about]))
                 elif about not in queue:
                     keep[sequence] += self._weights[about]
             bins = _pack(queue)
@@ -145,13 +141,19 @@ class Writer:
         batch = decode_batch(raw)
         self.log.add(batch)
         for about, entry in numbered.items():
-            self._set_current(about, entry, sequence)
+            self._set_current(about, _dated(entry, self.epoch), sequence)
         return batch
 
     def _numbered(self, entry: Entry, counter: int) -> Entry:
         """Give a fresh add its dot. Made of the sequence, it is never used twice either."""
         if isinstance(entry, AddEntry) and entry.dot.counter == 0:
             return entry._replace(dot=Dot(self._origin, self.epoch, counter))
+        return entry
+
+    def _undated(self, entry: Entry) -> Entry:
+        """Leave out the epoch of a register where it is that of the batch."""
+        if isinstance(entry, RegisterEntry) and entry.epoch == self.epoch:
+            return entry._replace(epoch=0)
         return entry
 
     def _set_current(self, about: Identity, entry: Entry, sequence: int) -> None:
@@ -164,7 +166,16 @@ def weight(entry: Entry | None) -> int:
     """Return how many sixteenths of a batch an entry counts for, what it wastes included."""
     if entry is None:
         return 0
-    return -(-MAX_ENTRIES // min(MAX_ENTRIES, ROOM_BYTES // _size_bytes(entry)))
+    fresh = isinstance(entry, RegisterEntry) and entry.epoch == 0
+    size = _size_bytes(entry) + (_EPOCH_BYTES if fresh else 0)
+    return -(-MAX_ENTRIES // min(MAX_ENTRIES, ROOM_BYTES // size))
+
+
+def _dated(entry: Entry, epoch: int) -> Entry:
+    """Give a register that names no epoch that of its batch."""
+    if isinstance(entry, RegisterEntry) and entry.epoch == 0:
+        return entry._replace(epoch=epoch)
+    return entry
 
 
 def _size_bytes(entry: Entry) -> int:

@@ -45,8 +45,9 @@ def _clean_mappings(smaps: str) -> list[tuple[int, int]]:
         words = line.split()
         if not words[0].endswith(":"):  # a mapping's head: range, permissions, ..., file
             first, last = (int(word, 16) for word in words[0].split("-"))
+            name = words[5] if len(words) > 5 else ""
             of_file = words[1] in ("r--p", "r-xp") and words[4] != "0"
-            of_file = of_file and words[5].startswith("/") and not words[5].startswith("/dev/")
+            of_file = of_file and name.startswith("/") and not name.startswith("/dev/")
         elif words[0] in ("Anonymous:", "Swap:", "Locked:"):
             changed = (words[0] != "Anonymous:" and changed) or int(words[1]) > 0
         elif words[0] == "VmFlags:" and of_file and not changed:
