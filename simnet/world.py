@@ -234,6 +234,8 @@ class World:
 
         No node has a seed: that who is lost comes back is not what such a fleet is for.
         """
+        gc.unfreeze()
+        gc.collect()  # what was frozen with a world that is gone
         hosts = [self.add(f"n{index}") for index in range(count)]
         for host in hosts:
             host.start()
