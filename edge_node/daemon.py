@@ -31,6 +31,7 @@ from edge_node.config import Config, ConfigError
 from edge_node.fleet.addresses import AddressError, advertised, listening, resolve
 from edge_node.fleet.artifacts import Artifacts
 from edge_node.fleet.auth import Signer, Verifier
+from edge_node.fleet.directory import REVOKED, Directory, is_revoked
 from edge_node.fleet.identity import IdentityError, load_or_create_identity, load_secret, load_token
 from edge_node.fleet.journal import Journal, JournalError
 from edge_node.fleet.keyring import FleetKeys
@@ -38,7 +39,7 @@ from edge_node.fleet.load import Load
 from edge_node.fleet.peers import Peers
 from edge_node.fleet.release import Release
 from edge_node.fleet.shared import HOLDERS, PREFIX, SharedValues
-from edge_node.fleet.trust import REVOKED, Trust, is_revoked
+from edge_node.fleet.trust import Trust
 from edge_node.fleet.writes import Writes
 from edge_node.memory import release_unused
 from edge_node.metrics import Counters
@@ -56,7 +57,6 @@ from edge_node.workers import (
     WorkerReady,
 )
 from gossip import (
-    Address,
     Event,
     GossipConfig,
     GossipNode,
@@ -193,10 +193,13 @@ class Daemon:
             known=lambda node: node in self.keys.comrades,
             revoked=lambda node: is_revoked(self.store, node),
         )
+        self.directory = Directory(self.store, self.gossip)
         self.udp = UdpHost()
         self.writes = Writes(self.store, self.journal, self.gossip, self.udp.kick, self.counters)
         self.peers = Peers(
-            Signer(self.identity.node_id, self.boot, self.keys.ring), self.address_of, self.name_of
+            Signer(self.identity.node_id, self.boot, self.keys.ring),
+            self.directory.address_of,
+            self.directory.name_of,
         )
         self.trust = Trust(
             self.identity.node_id,
@@ -205,7 +208,7 @@ class Daemon:
             self.keys,
             self.writes,
             self.udp.kick,
-            self.name_of,
+            self.directory.name_of,
             lambda: self.config.fleet.keep_previous_key_s,
         )
         manifest = load_manifest(config.model.manifest)
@@ -243,7 +246,7 @@ class Daemon:
             self.writes,
             self.peers,
             Artifacts(config.node.state_dir / "artifacts"),
-            self._living,
+            self.directory.living,
         )
         self.status = Status(self)
 
@@ -348,7 +351,7 @@ class Daemon:
                     self._publish()
             case MemberUp() | MemberSuspect() | MemberDown() | MemberLeft():
                 word = type(event).__name__.removeprefix("Member").lower()
-                log.info("node %s is %s", self.name_of(event.node_id), word)
+                log.info("node %s is %s", self.directory.name_of(event.node_id), word)
                 if isinstance(event, MemberDown | MemberLeft):
                     self.view.forget(event.node_id)
                 self._reconcile.set()
@@ -401,7 +404,7 @@ class Daemon:
     async def _epochs(self) -> None:
         while True:
             await asyncio.sleep(self.config.placement.epoch_s)
-            claimed = self.hosts.claim(self.load.capacities(frozenset(self._living())))
+            claimed = self.hosts.claim(self.load.capacities(frozenset(self.directory.living())))
             if claimed:
                 log.info("claiming: %s", ", ".join(claimed))
                 self.writes.commit()
@@ -419,11 +422,6 @@ class Daemon:
 
     async def _keep_keys(self) -> None:
         await self.keys.keep(lambda: self.config.fleet.keep_previous_key_s, clock.now)
-
-    def _living(self) -> list[bytes]:
-        """Return the ids of the live members, this node included."""
-        states = ("self", "alive", "suspect")
-        return [one.node_id for one in self.gossip.members() if one.state in states]
 
     async def _share_load(self) -> None:
         """Tell the peers this node's load, take theirs into the view, keep the incarnation."""
@@ -448,26 +446,6 @@ class Daemon:
 
     def _ready_workers(self) -> list[WorkerHandle]:
         return [worker for worker in self.pool.living if self.release.digest in worker.loaded]
-
-    def address_of(self, node: bytes) -> Address | None:
-        """Return where a living member listens (UDP and TCP), None if there is no such member."""
-        if is_revoked(self.store, node):
-            return None
-        for member in self.gossip.members():
-            if member.node_id == node and member.state in ("alive", "suspect"):
-                return member.address
-        return None
-
-    def name_of(self, node: bytes) -> str:
-        """Return a node's published name, with the beginning of its id where two have one name."""
-        name = _name(self.store.owner(node, "node"))
-        if name is None:
-            return node.hex()[:8]
-        alike = (
-            origin != node and key == "node" and _name(record) == name
-            for origin, key, record in self.store.owners("node")
-        )
-        return f"{name}-{node.hex()[:4]}" if any(alike) else name
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         task = asyncio.create_task(coroutine, name=name)
@@ -530,8 +508,3 @@ class Daemon:
         self.udp.kick()
         await asyncio.sleep(GOODBYE_S)
         await self.udp.close()
-
-
-def _name(record: object) -> str | None:
-    name = record.get("name") if isinstance(record, dict) else None
-    return name if isinstance(name, str) and name else None

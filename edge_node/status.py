@@ -115,7 +115,7 @@ class Status:
         return [
             {
                 "id": member.node_id,
-                "name": d.name_of(member.node_id),
+                "name": d.directory.name_of(member.node_id),
                 "address": f"{member.address[0]}:{member.address[1]}",
                 "state": member.state,
                 "incarnation": member.incarnation,
@@ -124,7 +124,8 @@ class Status:
                 "load": d.load.own() if member.state == "self" else d.load.of(member.node_id),
             }
             for member in sorted(
-                d.gossip.members(), key=lambda m: (m.state != "self", d.name_of(m.node_id))
+                d.gossip.members(),
+                key=lambda m: (m.state != "self", d.directory.name_of(m.node_id)),
             )
         ]
 
@@ -137,7 +138,7 @@ class Status:
         d = self._daemon
         hosted = d.agents.hosted.get(spec.name)
         host = d.hosts.host_of(spec)
-        alive = host == d.identity.node_id or d.address_of(host) is not None
+        alive = host == d.identity.node_id or d.directory.address_of(host) is not None
         latest = d.agents.latest.get(spec.name) if hosted else None
         if spec.name in d.hosts.problems or (hosted and not hosted.worker.alive):
             state, reason = "waiting", d.hosts.problems.get(spec.name, "its worker is down")
@@ -147,8 +148,8 @@ class Status:
             state, reason = ("remote", "") if alive else ("orphaned", "its host is down")
         return {
             "agent": spec.name,
-            "home": d.name_of(spec.home),
-            "host": d.name_of(host),
+            "home": d.directory.name_of(spec.home),
+            "host": d.directory.name_of(host),
             "here": hosted is not None,
             "source": public_address(spec.source),
             "tier": spec.tier,
@@ -200,11 +201,11 @@ class Status:
         running = {}
         for member in d.gossip.members():
             if member.state == "self":
-                running[d.name_of(member.node_id)] = d.load.own()["running"]
+                running[d.directory.name_of(member.node_id)] = d.load.own()["running"]
             elif member.state in ("alive", "suspect"):
                 load = d.load.of(member.node_id)
                 if load is not None:
-                    running[d.name_of(member.node_id)] = load.get("running")
+                    running[d.directory.name_of(member.node_id)] = load.get("running")
         return [{**entry, "running": running}]
 
     def keys(self) -> Json:
@@ -218,7 +219,7 @@ class Status:
         d = self._daemon
         owner: dict[str, Json] = {}
         for node, key, value in d.store.owners(prefix):
-            owner.setdefault(d.name_of(node), {})[key] = _shown(value)
+            owner.setdefault(d.directory.name_of(node), {})[key] = _shown(value)
         return {
             "hash": d.store.fingerprint(),
             "owner": owner,
@@ -248,7 +249,7 @@ class Status:
         return {
             "kind": change.kind,
             "key": change.key,
-            "origin": self._daemon.name_of(change.origin),
+            "origin": self._daemon.directory.name_of(change.origin),
             "value": value,
         }
 
@@ -301,7 +302,7 @@ class Status:
     async def revoke(self, member: str, revoked: bool) -> Json:
         """Revoke a member, or take it back in; see :meth:`edge_node.fleet.trust.Trust.revoke`."""
         node = await self._daemon.trust.revoke(member, revoked)
-        return {"id": node, "name": self._daemon.name_of(node), "revoked": revoked}
+        return {"id": node, "name": self._daemon.directory.name_of(node), "revoked": revoked}
 
     async def peer_infer(self, sender: bytes, request: Mapping[str, Any]) -> Json:
         """Run one frame of a peer's camera on the least loaded worker.

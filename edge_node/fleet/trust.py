@@ -15,6 +15,7 @@ from typing import Any
 
 from crdt import Store, Value
 from edge_node import clock
+from edge_node.fleet.directory import REVOKED, is_revoked
 from edge_node.fleet.journal import JournalFull
 from edge_node.fleet.keyring import FleetKeys
 from edge_node.fleet.writes import Writes
@@ -22,18 +23,12 @@ from gossip import GossipNode
 
 log = logging.getLogger(__name__)
 
-REVOKED = "revoked/"
 DURABLE_TIMEOUT_S = 3.0
 _KEY_BYTES = 32
 
 
 class TrustError(Exception):
     """The fleet's keys or members may not be changed so; the text says why and what to do."""
-
-
-def is_revoked(store: Store, node: bytes) -> bool:
-    """Tell whether the fleet has revoked a node."""
-    return store.fleet(REVOKED + node.hex(), clock.now()) is not None
 
 
 class Trust:
