@@ -4,8 +4,8 @@ Pure: no IO, no clock, no randomness; the caller passes `now` and makes batches 
 Begin with `store.Store` and the `replica.Replica` that it is, then `log` (the unit of everything is
 the signed batch) and `codec` (its bytes). `state` is what all logs add up to, `ranges` how two
 replicas find where they differ; `writer` decides what the own log carries, `release` what may leave
-it, and `retirement` how members are forgotten. `counters` is for what a host counts and passes on
-by itself: nothing here keeps counters.
+it, and `retirement` how members are forgotten. `counters` and the version vectors of `causal` are
+for what a host counts, or has seen, and passes on by itself: nothing here keeps any.
 """
 
 from crdt.causal import Dot, NodeId, VersionVector, node_id_of

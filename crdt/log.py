@@ -59,7 +59,16 @@ class Batch(NamedTuple):
 class OriginLog:
     """Keep the live batches of one origin."""
 
-    __slots__ = ("_wanted", "batches", "digest", "epoch", "evidence", "former", "sequence")
+    __slots__ = (
+        "_wanted",
+        "batches",
+        "digest",
+        "epoch",
+        "evidence",
+        "former",
+        "sequence",
+        "size_bytes",
+    )
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -68,6 +77,7 @@ class OriginLog:
         self.former: list[Batch] = []  # dropped, but stated until the log is complete
         self.digest = 0  # sum over the batches held of the hash of their bytes, mod 2^128
         self.evidence: tuple[Batch, ...] = ()  # two that prove a fork
+        self.size_bytes = 0  # of all that is held
         self._wanted: frozenset[int] = frozenset()
 
     @property
@@ -121,6 +131,7 @@ class OriginLog:
         dropped: list[Batch] = []
         if self.complete or len(self.former) > MAX_FORMER:  # who is never complete gets no more
             dropped, self.former = self.former, []
+        self.size_bytes += len(batch.raw) - _size(dropped)
         return dropped
 
     def end(self, epoch: int) -> list[Batch]:
@@ -130,6 +141,7 @@ class OriginLog:
         if self.written <= epoch:
             dropped += self.batches.values()
             self.batches, self._wanted, self.digest = {}, frozenset(), 0
+        self.size_bytes -= _size(dropped)
         return dropped
 
     def quarantine(self, one: Batch, other: Batch) -> list[Batch]:
@@ -140,11 +152,16 @@ class OriginLog:
         dropped = [*self.former, *self.batches.values()]
         self.evidence = (one, other)
         self.batches, self.former = {}, []
+        self.size_bytes = _size(self.evidence)
         self._wanted = frozenset()
         # Newer than anything the origin can sign, so that repair spreads the proof.
         self.epoch, self.sequence = MAX_EPOCH, MAX_SEQUENCE
         self.digest = digest(b"forked" + one.origin)
         return dropped
+
+
+def _size(batches: Iterable[Batch]) -> int:
+    return sum(len(batch.raw) for batch in batches)
 
 
 def digest(raw: bytes) -> int:

@@ -69,17 +69,13 @@ class LwwMap:
         """Return all candidates of a key, their stamps ascending; to be read only."""
         return self._registers.get(key, [])
 
+    def __iter__(self) -> Iterator[str]:
+        """Yield the keys that have a candidate."""
+        return iter(self._registers)
+
     def items(self, prefix: str, below: Stamp | None = None) -> Iterator[tuple[str, Value]]:
         """Yield the keys under a prefix that have a value, sorted. O(keys log keys)."""
         for key in sorted(key for key in self._registers if key.startswith(prefix)):
             found = self.newest(key, below)
             if found is not None and found[1] is not None:
                 yield key, found[1]
-
-    def merge(self, other: "LwwMap") -> None:
-        """Add the other's candidates. O(size of the other)."""
-        for key, candidates in other._registers.items():
-            held = {stamp for stamp, _ in self._registers.get(key, ())}
-            for stamp, value in candidates:
-                if stamp not in held:
-                    self.put(key, stamp, value)

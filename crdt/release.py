@@ -108,8 +108,9 @@ class Release:
         shown = self._state.fleet(entry.key, horizon)
         if shown is None or shown[1:] <= (entry.timestamp, self._origin):
             return False
-        if subject_of(entry.key) and epoch_in(shown[0]) < epoch_in(entry.value):
-            return False  # of retirements the greatest counts, not the latest
+        subject = subject_of(entry.key)
+        if subject and (shown[2] == subject or epoch_in(shown[0]) < epoch_in(entry.value)):
+            return False  # of what others say of it the greatest counts, not the latest
         return shown[2] != self._origin and self._stays(entry, shown)
 
     def _deleted(self, about: Identity, entry: RegisterEntry, horizon: int, complete: bool) -> bool:
@@ -124,12 +125,17 @@ class Release:
     def _stays(self, entry: RegisterEntry, shown: tuple[Value, int, NodeId]) -> bool:
         """Say whether another origin will go on stating what beats an own entry.
 
-        Not what it carried over from an epoch that is retired, and which was said again here: that
-        it takes back.
+        Not what it first said in an epoch that is retired: that it takes back.
         """
         _, timestamp, origin = shown
-        again = timestamp == entry.timestamp and self._retired(origin) > 0
-        return not again and self._log_of(origin).complete
+        log, epoch = self._log_of(origin), self._retired(origin)
+        again = epoch and any(
+            other.timestamp == timestamp and (other.epoch or batch.epoch) <= epoch
+            for batch in log.batches.values()
+            for other in batch.entries
+            if isinstance(other, RegisterEntry) and other.key == entry.key
+        )
+        return log.complete and not again
 
     def _ripe(self, about: Identity, made: int | Dot) -> bool:
         watched, generation = self._watched.get(about, (None, 0))

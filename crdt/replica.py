@@ -27,6 +27,9 @@ Verify = Callable[[bytes, bytes, bytes], bool]
 MAX_HALVES = 64
 MAX_ORIGINS = 16_384
 """How many logs are held: as many as members may live. An honest one has at most 64 KB."""
+MAX_LOG_BYTES = 256 << 20
+"""How much they may hold in all before only those within an equal share of it may grow."""
+_SHARE_BYTES = MAX_LOG_BYTES // MAX_ORIGINS
 _RECORD = frozenset((OwnerEntry,))
 
 
@@ -58,6 +61,7 @@ class Replica:
         self._verify = verify
         self._keys = {origin: public_key}  # of this node and of those whose log is held
         self._logs: dict[NodeId, OriginLog] = {}
+        self._log_bytes = 0  # of all of them
         self._state = State()
         self._retirements = Retirements(self._state, self._log)
         self._halves: dict[NodeId, Batch] = {}
@@ -68,10 +72,11 @@ class Replica:
         """Take in a batch of any origin. O(entries) amortised.
 
         `key` is a public key for an origin of which nothing is held, UNKNOWN_KEY without it; it is
-        kept with what it has verified. FULL if 16,384 logs are held already. The state changes
-        only if the status is NEW, or FORKED for the first time: all that a quarantined origin said
-        is then dropped, so that replicas agree whichever branch they saw. Raises DecodeError if
-        malformed; the state is then unchanged.
+        kept with what it has verified. FULL if 16,384 logs are held already, or 256 MiB and more
+        than 16 KiB of the origin, unless that is this node. The state changes only if the status is
+        NEW, or FORKED for the first time: all that a quarantined origin said is then dropped, so
+        that replicas agree whichever branch they saw. Raises DecodeError if malformed; the state is
+        then unchanged.
         """
         known = self._logs.get(origin_of(raw))
         again = None if known is None else known.find(raw)
@@ -92,6 +97,8 @@ class Replica:
             return Merge(status, batch, self._quarantine(log.batches[batch.sequence], batch, now))
         if batch.origin == self.origin:
             self._returned(batch)
+        elif self._crowded(log, batch):
+            return Merge(MergeStatus.FULL, batch, ())
         self._keys.setdefault(batch.origin, key)
         return Merge(status, batch, self._apply(log, batch, now))
 
@@ -199,8 +206,7 @@ class Replica:
 
     def retired(self, member: NodeId) -> int:
         """Return the last epoch of a member's that is over, 0 if none is."""
-        # Where its log is gone already, a gap in the author's log does not bring it back.
-        return self._retirements.epoch(member, complete=member in self._logs)
+        return self._retirements.epoch(member)
 
     def batch(self, origin: NodeId, epoch: int, sequence: int) -> bytes | None:
         """Return the bytes of a live batch that is held, None for any other."""
@@ -259,7 +265,7 @@ class Replica:
 
     def _apply(self, log: OriginLog, batch: Batch, now: Instant) -> tuple[Change, ...]:
         """Put a batch judged NEW into its log and the state."""
-        before, was_complete = log.digest, log.complete
+        was_complete, before = log.complete, (log.digest, log.size_bytes)
         dropped = log.add(batch)
         self._count(log, batch.origin, before)
         changes = self._update(batch, dropped, batch.origin, now)
@@ -269,12 +275,20 @@ class Replica:
                 changes += self._end_logs(now)
         return changes
 
-    def _count(self, log: OriginLog, origin: NodeId, before: int) -> None:
-        """Note that a log's digest has changed."""
+    def _crowded(self, log: OriginLog, batch: Batch) -> bool:
+        """Say whether there is no room for a batch; a log of usual size always has some."""
+        size = len(batch.raw)
+        full = self._log_bytes + size > MAX_LOG_BYTES
+        return full and log.size_bytes + size > _SHARE_BYTES
+
+    def _count(self, log: OriginLog, origin: NodeId, before: tuple[int, int]) -> None:
+        """Note that a log has changed; before it had this digest and this size."""
+        digest, size_bytes = before
         self.generation += 1
         new = origin not in self._logs
         self._logs[origin] = log
-        self.tree.change(origin, log.digest - before, count=int(new))
+        self.tree.change(origin, log.digest - digest, count=int(new))
+        self._log_bytes += log.size_bytes - size_bytes
 
     def _quarantine(self, one: Batch, other: Batch, now: Instant) -> tuple[Change, ...]:
         origin = one.origin
@@ -282,7 +296,7 @@ class Replica:
             self.contested = True
             return ()  # a copy of this node speaks in its name; it cannot silence itself
         log = self._log(origin)
-        before = log.digest
+        before = log.digest, log.size_bytes
         dropped = log.quarantine(one, other)
         self._halves.pop(origin, None)
         self._count(log, origin, before)
@@ -292,19 +306,21 @@ class Replica:
         """Drop what retired members said, as far as those who say so are heard out."""
         changes: tuple[Change, ...] = ()
         for member in list(self._retirements.members):
-            epoch = self._retirements.epoch(member, complete=True)
+            epoch = self._retirements.hear(member)
             if member == self.origin and epoch:
                 self._renounce(epoch)
             log = self._logs.get(member)
             if log is None:
                 continue
-            before = log.digest
+            before, self._log_bytes = log.digest, self._log_bytes - log.size_bytes
             dropped = log.end(epoch)
             over = log.written <= epoch
             if over:
                 del self._logs[member]
                 if member != self.origin:
                     del self._keys[member]
+            else:
+                self._log_bytes += log.size_bytes
             if over or dropped:
                 self.generation += 1
                 self.tree.change(member, log.digest - before, count=-int(over))

@@ -3,8 +3,8 @@
 Owns: the registers that tell up to which epoch a member's log is over, and what has to be said
 again before it is.
 Never: decides who is gone, drops a log (the store does, when the author's log is complete).
-Invariant: which epochs are over follows from the registers held, not from the order in which they
-came: of all that is said of a member by others the greatest counts, whatever its timestamp.
+Invariant: of all that others than the member say of it the greatest epoch counts, whatever its
+timestamp, from when a complete log has said it until no log says it any more.
 """
 
 from collections.abc import Callable, Iterable
@@ -53,7 +53,8 @@ class Retirements:
     """Know of which members the log is over, and up to which epoch."""
 
     def __init__(self, state: State, log_of: Callable[[NodeId], OriginLog]) -> None:
-        self.members: dict[NodeId, None] = {}
+        self.members: dict[NodeId, int] = {}
+        """Of whom it is said, and up to which epoch it counts here."""
         self._state = state
         self._log_of = log_of
 
@@ -64,17 +65,25 @@ class Retirements:
                 if entry.key.startswith(PREFIX) and isinstance(entry, RegisterEntry):
                     member = subject_of(entry.key)
                     if member is not None:
-                        self.members[member] = None
-                        if not self.epoch(member, complete=False):
+                        said = self._said(member, complete=False)
+                        self.members[member] = min(said, self.epoch(member))
+                        if not said:
                             del self.members[member]
 
-    def epoch(self, member: NodeId, *, complete: bool) -> int:
-        """Return up to which epoch a member's log is over, 0 if it is not.
+    def hear(self, member: NodeId) -> int:
+        """Count what is said by authors whose log is complete; return what `epoch` does.
 
-        With `complete` only by authors whose log is: what they said again is then here, too.
+        What they said again is then here, too. A gap that comes later undoes nothing.
         """
-        if member not in self.members:
-            return 0
+        if member in self.members:
+            self.members[member] = max(self.epoch(member), self._said(member, complete=True))
+        return self.epoch(member)
+
+    def epoch(self, member: NodeId) -> int:
+        """Return up to which epoch a member's log is over, 0 if it is not."""
+        return self.members.get(member, 0)
+
+    def _said(self, member: NodeId, *, complete: bool) -> int:
         said = [
             epoch_in(value)
             for (_, author, *_), value in self._state.candidates(retired_key(member))
@@ -83,7 +92,13 @@ class Retirements:
         return max(said, default=0)
 
 
-def said_again(member: NodeId, log: OriginLog, state: State, horizon: int) -> dict[Identity, Entry]:
+def said_again(
+    member: NodeId,
+    log: OriginLog,
+    state: State,
+    retired: Callable[[NodeId], int],
+    horizon: int,
+) -> dict[Identity, Entry]:
     """Return what would be lost with a member's log, as entries for another's. O(entries).
 
     Registers keep value and timestamp, so that whoever says them again at the same time agrees,
@@ -95,7 +110,7 @@ def said_again(member: NodeId, log: OriginLog, state: State, horizon: int) -> di
         for entry in batch.entries:
             about = identity(entry)
             if isinstance(entry, RegisterEntry):
-                again: Entry | None = _register(member, entry.key, state, horizon)
+                again: Entry | None = _register(member, entry.key, state, retired, horizon)
             elif isinstance(entry, AddEntry):
                 dots = list(state.set_at(entry.key).visible(about[2]))
                 mine = dots and all(dot.origin == member for dot in dots)
@@ -110,12 +125,18 @@ def said_again(member: NodeId, log: OriginLog, state: State, horizon: int) -> di
     return entries
 
 
-def _register(member: NodeId, key: str, state: State, horizon: int) -> RegisterEntry | None:
+def _register(
+    member: NodeId, key: str, state: State, retired: Callable[[NodeId], int], horizon: int
+) -> RegisterEntry | None:
+    """Say what the member's value decides now, or else once its time has come."""
+    said = state.candidates(key)
+    subject = subject_of(key)
+    if subject is not None:
+        epoch = retired(subject)  # as far as it counts: where it does not, that log is held
+        stamps = [stamp[0] for stamp, _ in said if stamp[1] != subject]
+        return RegisterEntry(key, epoch, stamps[-1]) if epoch else None
     shown = state.fleet(key, horizon)
-    if shown is None:
-        return None
-    value, timestamp, origin = shown
-    if subject_of(key):
-        said = [epoch_in(value) for _, value in state.candidates(key)]
-        return RegisterEntry(key, max(said), timestamp)
+    if shown is not None and shown[2] == member:
+        return RegisterEntry(key, shown[0], shown[1])
+    (timestamp, origin, *_), value = said[-1]
     return RegisterEntry(key, value, timestamp) if origin == member else None

@@ -86,14 +86,6 @@ class OrSet:
         found = self._elements.get(element)
         return found is not None and any(covers(remove, dot) for dot in found.adds)
 
-    def merge(self, other: "OrSet") -> None:
-        """Take over what the other states. O(size of the other)."""
-        for element, theirs in other._elements.items():
-            ours = self._element(element)
-            for counts, more in ((ours.adds, theirs.adds), (ours.removes, theirs.removes)):
-                for dot, count in more.items():
-                    counts[dot] = max(count, counts.get(dot, 0))
-
     def _element(self, element: bytes) -> _Element:
         found = self._elements.get(element)
         if found is None:

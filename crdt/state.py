@@ -47,6 +47,7 @@ class State:
         self._fleet = LwwMap()
         self._sets: dict[str, OrSet] = {}
         self._future: list[_Waiting] = []  # ascending
+        self._horizon = -1  # at which all others became visible
 
     @property
     def hidden(self) -> int:
@@ -84,13 +85,20 @@ class State:
         return (*changes, *[Change("set", key, origin) for key in sets])
 
     def mature(self, horizon: int) -> tuple[Change, ...]:
-        """Show the registers whose time has come; return what reads differently."""
+        """Show the registers whose time has come; return what reads differently.
+
+        Where the horizon has fallen those beyond it are hidden again. O(registers) then.
+        """
         changed: dict[Change, None] = {}
-        while self._future and self._future[0][0] <= horizon:
-            timestamp, origin, epoch, sequence, key = self._future.pop(0)
+        if horizon < self._horizon:
+            self._hide(horizon, changed)
+        self._horizon = horizon
+        due = bisect_left(self._future, (horizon + 1,))
+        for *stamp, key in self._future[:due]:
             newest = self._fleet.newest(key, (horizon + 1,))
-            if newest is not None and newest[0] == (timestamp, origin, epoch, sequence):
-                changed[Change("fleet", key, origin)] = None
+            if newest is not None and newest[0] == tuple(stamp):
+                changed[Change("fleet", key, newest[0][1])] = None
+        del self._future[:due]
         return tuple(changed)
 
     def forget(self, origin: NodeId) -> None:
@@ -163,6 +171,17 @@ class State:
                 sets.setdefault((key, element), element in target)
                 state = target.add if isinstance(entry, AddEntry) else target.remove
                 state(element, entry.dot)
+
+    def _hide(self, horizon: int, changed: dict[Change, None]) -> None:
+        """Let what was visible but lies in the future wait again; note what reads differently."""
+        before, below = (self._horizon + 1,), (horizon + 1,)
+        for key in self._fleet:
+            stamps = [stamp for stamp, _ in self._fleet.candidates(key)]
+            late = [stamp for stamp in stamps if below <= stamp < before]
+            self._future += [(*stamp, key) for stamp in late]
+            if late and _differ(self._fleet.newest(key, before), self._fleet.newest(key, below)):
+                changed[Change("fleet", key, late[-1][1])] = None
+        self._future.sort()
 
     def _drop(self, batch: Batch, before: _Before, horizon: int) -> None:
         """Drop a batch's entries; the counterpart of `_put`."""

@@ -27,7 +27,7 @@ from crdt.entries import (
 from crdt.log import Batch, MergeStatus
 from crdt.release import Release
 from crdt.replica import Merge, Replica, Verify
-from crdt.retirement import MAX_RETIRED, PREFIX, epoch_in, retired_key, said_again
+from crdt.retirement import MAX_RETIRED, PREFIX, epoch_in, retired_key, said_again, subject_of
 from crdt.state import Change
 from crdt.values import (
     MAX_ELEMENT_BYTES,
@@ -229,8 +229,8 @@ class Store(Replica):
         horizon = self.clock.horizon(now)
         entries = {
             again: entry
-            for again, entry in said_again(member, log, self._state, horizon).items()
-            if not self._outdone(again, entry)
+            for again, entry in said_again(member, log, self._state, self.retired, horizon).items()
+            if not self._outdone(again, entry, horizon)
         }
         shown = self._state.fleet(key, horizon)
         timestamp = self.clock.tick(now, 0 if shown is None else shown[1])
@@ -283,14 +283,20 @@ class Store(Replica):
         self._take_back()
         self._overdue = self._overdue or bool(self._staged)
 
-    def _outdone(self, about: Identity, entry: Entry) -> bool:
+    def _outdone(self, about: Identity, entry: Entry, horizon: int) -> bool:
         """Say whether this node has written what counts more than a retired member's entry.
 
-        It might not be durable yet, so the state does not tell.
+        It might not be durable yet, so the state does not tell. A value of now is not given up for
+        one whose time has not come.
         """
         own = self._pending(about)
         if isinstance(entry, RegisterEntry):
-            return isinstance(own, RegisterEntry) and own.timestamp > entry.timestamp
+            if not isinstance(own, RegisterEntry):
+                return False
+            if subject_of(entry.key):
+                return epoch_in(own.value) >= epoch_in(entry.value)
+            hidden = own.timestamp <= horizon < entry.timestamp
+            return hidden or own.timestamp > entry.timestamp
         if isinstance(entry, AddEntry):
             if about in self._staged:
                 return True
@@ -334,6 +340,7 @@ class Store(Replica):
         }
         for about in self._writer.carried(epoch):
             self._staged.setdefault(about, None)
+            self._overdue = True
         self._weigh()
 
     def _weigh(self) -> None:

@@ -106,7 +106,7 @@ class Links:
                 old.channel, old.confirmed = made.channel, False
             old.address, old.made = made.address, made
             if made.rtt_s is not None:
-                old.latency.sample(made.rtt_s, made.made_s)
+                self.sample(old, made.rtt_s, Instant(made.made_s, 0))
             return old
         if old is not None:
             self.close(made.node_id, gone=True)
@@ -121,7 +121,7 @@ class Links:
             Latency(self._excess),
         )
         if made.rtt_s is not None:
-            link.latency.sample(made.rtt_s, made.made_s)
+            self.sample(link, made.rtt_s, Instant(made.made_s, 0))
         self._by_id[made.node_id] = link
         self._by_index[made.channel.local] = link
         return link
@@ -165,11 +165,16 @@ class Links:
 
     def on_received(self, link: Link, message: Received, now: Instant) -> None:
         """Take a peer's acknowledgements and its wish for a pause."""
-        link.pause_s = message.pause_ms / 1000
+        link.paused(message.pause_ms / 1000, now)
         if link.flights or link.lost:
-            link.acknowledged(message.ranges, now)
+            link.acknowledged(message.ranges, now, measure=self._calm(link, now))
         link.scheduled_s = inf
         self._schedule(link)
+
+    def sample(self, link: Link, time_s: float, now: Instant) -> None:
+        """Take a round-trip time, unless a host that was held up has made it long."""
+        if self._calm(link, now):
+            link.latency.sample(time_s, now.mono_s)
 
     def behind(self, lag_s: float, now: Instant) -> None:
         """Ask the peers for pauses as long as this node was late; they halve every second."""
@@ -254,6 +259,9 @@ class Links:
                     link.held_class, link.held_s = one, now.mono_s + wait_s
                     break
         return classes
+
+    def _calm(self, link: Link, now: Instant) -> bool:
+        return link.calm(now) and not self._lag_s(now)
 
     def _lag_s(self, now: Instant) -> float:
         """Return how late this node lately was; 0 for what peers need not know."""

@@ -1,8 +1,8 @@
 """Who is gone for good, and when this node writes of its own accord so that all forget it.
 
 Owns since when members and authors have been away; never commits, and never speaks of a member
-that is live here. Invariant: nobody is retired by who may itself be in the smaller half of a
-divided fleet, so of two halves at most one gives up the other.
+that is live here. Invariant: nobody is retired by who sees fewer members than are away. So of two
+halves of a divided fleet at most one gives up the other, as long as none of them gets new members.
 """
 
 from collections.abc import Callable

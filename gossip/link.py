@@ -30,6 +30,7 @@ _LATE_S = 0.005  # a timer so late may have answers waiting behind it in the soc
 _LOSS_GAIN = 1 / 16
 _TOLERATED_LOSS = 0.05
 _WIDEST_S = 0.02
+_PAUSE_LASTS_S = 4.5  # until the longest has faded
 
 
 @dataclass(slots=True)
@@ -70,7 +71,8 @@ class Link:
     volatile_sequence: int = 0  # newest volatile state of the peer seen on this boot
     loss: float = 0.0  # the share of datagrams lost, smoothed
     misses: int = 0  # datagrams lost since the last that was acknowledged
-    pause_s: float = 0.0  # asked for by the peer
+    pause_s: float = 0.0  # asked for by the peer ...
+    pause_end_s: float = -inf  # ... and over by then, said again or not
     queues: tuple[dict[bytes, Item], ...] = field(default_factory=lambda: ({}, {}, {}, {}, {}))
     flights: dict[int, Flight] = field(default_factory=dict)  # by counter, ascending
     lost: dict[int, Flight] = field(default_factory=dict)
@@ -111,6 +113,17 @@ class Link:
         if tries > _STEADY_TRIES:
             usual_s *= 1 << (tries - _STEADY_TRIES)
         return min(_MAX_RESEND_S, usual_s)
+
+    def paused(self, pause_s: float, now: Instant) -> None:
+        """Take the peer's wish for a pause, which would halve every second."""
+        self.pause_s = pause_s
+        self.pause_end_s = now.mono_s + _PAUSE_LASTS_S
+
+    def calm(self, now: Instant) -> bool:
+        """Tell whether the peer is not held up; a pause that is over is forgotten."""
+        if self.pause_s and now.mono_s >= self.pause_end_s:
+            self.pause_s = 0.0
+        return not self.pause_s
 
     @property
     def interval_s(self) -> float:
@@ -154,6 +167,7 @@ class Link:
 
     def admitted(self, now: Instant) -> int:
         """Return how many of the queues, most urgent first, the peer will take from now."""
+        self.calm(now)
         if len(self.flights) >= self.config.window_datagrams:
             return 0
         return VOLATILE + 1 if now.mono_s >= self.flushed_s + self.pause_s else URGENT + 1
@@ -188,15 +202,18 @@ class Link:
         if due_s < self.resend_due_s:
             self.resend_due_s = due_s
 
-    def acknowledged(self, ranges: Iterable[tuple[int, int]], now: Instant) -> None:
+    def acknowledged(
+        self, ranges: Iterable[tuple[int, int]], now: Instant, *, measure: bool = True
+    ) -> None:
         """Forget what has arrived, and count as lost what later datagrams have passed.
 
+        What it says of the path is taken only to `measure` it: not while either host is held up.
         Every counter is sent once, so that even late answers give exact times. What matches
         nothing is ignored. O(flights x ranges).
         """
-        if self.lost and self._arrived(self.lost, ranges, now):
+        if self.lost and self._arrived(self.lost, ranges, now, measure):
             self.count("resent_early")
-        hits = self._arrived(self.flights, ranges, now)
+        hits = self._arrived(self.flights, ranges, now, measure)
         if not hits:
             return
         for counter, flight in list(self.flights.items()):  # mostly none
@@ -224,7 +241,11 @@ class Link:
         return deaf
 
     def _arrived(
-        self, table: dict[int, Flight], ranges: Iterable[tuple[int, int]], now: Instant
+        self,
+        table: dict[int, Flight],
+        ranges: Iterable[tuple[int, int]],
+        now: Instant,
+        measure: bool,
     ) -> list[int]:
         hits = [one for one in table for first, last in ranges if first <= one <= last]
         for counter in hits:
@@ -232,7 +253,8 @@ class Link:
             if flight is None:  # ranges may overlap
                 continue
             took_s = now.mono_s - flight.sent_s - self.config.ack_delay_s
-            self.latency.sample(max(0.0, min(_MAX_RESEND_S, took_s)), now.mono_s)
+            if measure:
+                self.latency.sample(max(0.0, min(_MAX_RESEND_S, took_s)), now.mono_s)
             self.loss -= self.loss * _LOSS_GAIN
             self.misses = 0
             for item in flight.items:

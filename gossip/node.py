@@ -92,6 +92,8 @@ class GossipNode:
         self._store = store
         self._born_s = now.mono_s
         self._left = False
+        self._input_s = now.mono_s
+        self._wake_s = inf  # when the host said that it would wake this node
         handshake = Handshake(
             identity,
             secret,
@@ -181,6 +183,7 @@ class GossipNode:
 
     def receive_datagram(self, data: bytes, addr: Address, now: Instant) -> None:
         """Take a datagram from the network; whatever it holds, nothing is raised."""
+        self._judge_lag(now)
         self._count("in_datagrams")
         self._count("in_bytes", len(data))
         try:
@@ -197,8 +200,8 @@ class GossipNode:
 
     def handle_timer(self, now: Instant) -> None:
         """Do what is due; call it at next_deadline(), or later."""
+        self._judge_lag(now)
         if not self._left:
-            self._judge_lag(now)
             self._probing.tick(now)
             self._contact.tick(now)
             self._volatile.tick(now)
@@ -275,16 +278,19 @@ class GossipNode:
 
     def next_deadline(self) -> float:
         """Return when handle_timer is next wanted, in mono seconds (maybe in the past)."""
-        due = min(self._links.deadline(), self._suspicion.deadline(), self._replication.deadline())
-        if self._left:
-            return due
-        return min(
-            due,
-            self._probing.deadline(),
-            self._contact.deadline(),
-            self._volatile.deadline(),
-            self._spread.deadline(),
+        due_s = min(
+            self._links.deadline(), self._suspicion.deadline(), self._replication.deadline()
         )
+        if not self._left:
+            due_s = min(
+                due_s,
+                self._probing.deadline(),
+                self._contact.deadline(),
+                self._volatile.deadline(),
+                self._spread.deadline(),
+            )
+        self._wake_s = max(due_s, self._input_s)  # a deadline may lie in the past when it comes up
+        return due_s
 
     def volatile(self, node_id: bytes, key: str) -> Value | None:
         """Return a live member's volatile value, or None."""
@@ -324,11 +330,13 @@ class GossipNode:
         return views
 
     def _judge_lag(self, now: Instant) -> None:
-        # other rooms' deadlines may lie in the past when they come up
-        late_s = now.mono_s - min(self._probing.deadline(), self._suspicion.deadline())
+        late_s = now.mono_s - self._wake_s
+        if self._left or late_s <= 0:
+            return
+        self._wake_s = inf  # judged once
         self._links.behind(late_s, now)
-        if _HELD_UP_S < late_s < inf:
-            # the loop's timers run before its socket is read: nobody is judged before that
+        if late_s > _HELD_UP_S:
+            # what the others said meanwhile may wait in the socket: nobody is judged before that
             self._probing.slow(late_s)
             self._probing.defer(late_s, now)
             self._suspicion.defer(late_s, now)
@@ -414,6 +422,7 @@ class GossipNode:
         self._outputs.append(Transmit(data, addr))
 
     def _flush(self, now: Instant) -> None:
+        self._input_s = now.mono_s
         for data, addr in self._links.flush(now):
             self._transmit(data, addr)
 

@@ -2,18 +2,18 @@
 
 Every durable entry reaches every node. A node takes in B entries a second; all writers together
 stay under B/3, so each of n live members writes at most B/(3 n) a second, beyond a burst. What is
-staged meanwhile coalesces: of a key written many times only the newest value travels.
+staged meanwhile coalesces: of a key written many times only the newest value travels. What a commit
+says again to make room counts, too, once it is known: it leaves a debt.
 
-Owns the bucket; never what is written. Invariant: over any t seconds at most burst + t B/(3 n)
-entries are granted.
+Owns the bucket; never what is written. Invariant: over any t seconds the entries written are at
+most burst + t B/(3 n), beyond what the last commit said again.
 """
-
-from math import inf
 
 from crdt.clock import Instant
 from gossip.config import GossipConfig
 
 _SHARE = 3  # two thirds of what a node can take in are left for repair and bursts
+_ROUNDING = 1e-6  # tokens that may be missing: what is ready at a time must be granted then
 
 
 class WriteLaw:
@@ -30,15 +30,17 @@ class WriteLaw:
         More than a burst's worth goes once the bucket is full, and leaves a debt.
         """
         self._fill(members, now)
-        if self._tokens < min(entries, self._config.write_burst):
+        if self._tokens < min(entries, self._config.write_burst) - _ROUNDING:
             return False
         self._tokens -= entries
         return True
 
+    def charge(self, entries: int) -> None:
+        """Count what was written beyond what was granted."""
+        self._tokens -= entries
+
     def ready_s(self, entries: int, members: int, now: Instant) -> float:
-        """Return when `grant` will say yes, in mono seconds; inf for no entries."""
-        if entries == 0:
-            return inf
+        """Return when `grant` will say yes, in mono seconds; without debt at once for none."""
         self._fill(members, now)
         missing = min(entries, self._config.write_burst) - self._tokens
         return now.mono_s + max(0.0, missing) / self._rate(members)

@@ -73,7 +73,7 @@ class Pings:
         if sent is None or sent.target != link.node_id:
             return None
         del self._sent[message.number]
-        link.latency.sample(now.mono_s - sent.sent_s, now.mono_s)
+        self._links.sample(link, now.mono_s - sent.sent_s, now)
         return sent, message._replace(
             fingerprint=message.fingerprint or sent.summary.fingerprint,
             roster=message.roster or sent.summary.roster,

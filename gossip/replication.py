@@ -112,7 +112,9 @@ class Replication:
         entries, sharing = self._store.staged, len(self._members.live()) + 1
         if self._law.grant(entries, sharing, now):
             self._wanted = False
-            for batch in self._store.commit(now):
+            batches = self._store.commit(now)
+            self._law.charge(max(0, sum(len(batch.entries) for batch in batches) - entries))
+            for batch in batches:
                 self._emit(Persist(batch))
         else:
             self._count("commits_delayed")

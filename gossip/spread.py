@@ -11,6 +11,7 @@ means. Invariant: nothing goes back to where it came from.
 
 import random
 from collections.abc import Callable
+from math import inf
 
 from crdt.clock import Instant
 from crdt.log import Batch
@@ -164,7 +165,7 @@ class Spread:
         linked = sound or linked
         if self._rng.random() < _RANDOM_HEADS:
             return self._rng.choice(linked)[0]
-        return min(linked, key=lambda one: one[1].rtt_s or 0.0)[0]
+        return min(linked, key=lambda one: inf if one[1].rtt_s is None else one[1].rtt_s)[0]
 
     def _offer(self, member: Member, key: bytes, data: bytes, priority: int, now: Instant) -> None:
         link = self._links.get(member.node_id)

@@ -52,7 +52,7 @@ values = st.recursive(
 keys = st.text(st.characters(codec="ascii", min_codepoint=33), min_size=1, max_size=12)
 entries = st.one_of(
     st.builds(OwnerEntry, keys, values),
-    st.builds(RegisterEntry, keys, values, st.integers(0, 2**64 - 1)),
+    st.builds(RegisterEntry, keys, values, st.integers(0, 2**64 - 1), st.integers(0, 2**63 - 1)),
     st.builds(
         AddEntry, keys, values, st.builds(Dot, st.just(ORIGIN), *[st.integers(0, 2**60)] * 2)
     ),
@@ -193,6 +193,11 @@ GOOD: list[Any] = [7, 9, [0, 2, 3, 1], [[0, "k", 1]]]
         [7, 9, [0, 1], [[1, "k", b"v" * 698, 1]]],
         [7, 9, [0, 1], [[2, "k", b"e" * 255, 1, 1]]],
         [7, 9, [0, 1], [[3, "k", "e" * 255, OTHER, 1, 1]]],
+        [7, 9, [0, 1], [[1, "k", 1, 1, 0]]],
+        [7, 9, [0, 1], [[1, "k", 1, 1, 2**63]]],
+        [7, 9, [0, 1], [[1, "k", 1, 1, True]]],
+        [7, 9, [0, 1], [[1, "k", 1, 1, 1, 1]]],
+        [7, 9, [0, 1], [[0, "k", 1, 1, 1]]],
     ],
 )
 def test_fields_out_of_bounds_are_decode_errors(fields: Any) -> None:
@@ -295,7 +300,7 @@ def test_arbitrary_fields_give_a_batch_or_a_decode_error(fields: Any) -> None:
 def test_the_largest_entry_fits_beside_the_longest_live_list() -> None:
     live = ranges([*range(2**32 - 70_000, 2**32 - 1, 5000), 2**32 - 1])
     assert MAX_LIVE_BYTES - 4 <= len(encode_live(live, 2**32 - 1)) <= MAX_LIVE_BYTES
-    largest = RegisterEntry("k" * 96, b"v" * 697, 2**64 - 1)
+    largest = RegisterEntry("k" * 96, b"v" * 697, 2**64 - 1, 2**63 - 1)
     assert len(encode_value(largest.value)) == 700
     assert len(encode_entry(largest)) <= ROOM_BYTES
     raw = encode_batch(ORIGIN, 2**63 - 1, 2**32 - 1, live, [encode_entry(largest)], sign)
@@ -316,6 +321,12 @@ VECTOR_BATCHES: dict[str, tuple[int, int, Any, list[Entry]]] = {
         300,
         ((1, 1), (290, 295), (300, 300)),
         [RegisterEntry("host/cam", OTHER, 2**60)],
+    ),
+    "said again": (
+        2**40,
+        1,
+        ((1, 1),),
+        [RegisterEntry("host/cam", OTHER, 2**60, 2**39), RegisterEntry("x", None, 2**60, 1)],
     ),
     "deleted": (2, 301, ((301, 301),), [RegisterEntry("host/cam", None, 2**60 + 1)]),
     "set": (

@@ -148,6 +148,16 @@ class Forgetting(RuleBasedStateMachine):
         assert self.replicas[-1].id not in store.knowledge() or not self.retired
 
     @precondition(lambda self: self.away)
+    @rule(value=st.integers(10, 19))
+    def restarts_alone(self, value: int) -> None:
+        """It says anew whatever it has said, under another epoch."""
+        self.replicas[-1] = self.replicas[-1].restarted(self.now)
+        self.replicas[-1].meet(self.replicas)
+        self.shown[-1], self.outlived[-1] = set(), set()
+        self.replicas[-1].store.set_owner("node", value)
+        self.flush(self.replicas[-1])
+
+    @precondition(lambda self: self.away)
     @rule(restarted=st.booleans(), kept=st.integers(0, 5))
     def comes_back(self, restarted: bool, kept: int) -> None:
         if restarted:

@@ -138,6 +138,30 @@ def test_of_two_equal_halves_only_one_forgets_the_other() -> None:
     world.run_until(lambda: low.store.owner(high.node_id, "node") == high.name, 60)
 
 
+def test_two_parts_that_gave_each_other_up_keep_what_was_said_before() -> None:
+    """New members can make the smaller part the larger one; then both are in charge."""
+    world, hosts = fleet(5)
+    names = [host.name for host in hosts]
+    fresh = [world.add(f"new{count}") for count in range(2)]
+    world.network.partition([*names[:2], *(host.name for host in fresh)], names[2:])
+    world.run(20)
+    for host in fresh:
+        host.seeds = [hosts[0].address]
+        host.start()
+        host.set_owner("node", host.name)
+    world.run_until(lambda: all(forgotten(hosts[:2], gone) for gone in hosts[2:]), 300)
+    world.run_until(lambda: all(forgotten(hosts[2:], gone) for gone in hosts[:2]), 300)
+    world.network.heal()
+    world.run_until(lambda: world.all_live() and world.converged(), 120)
+    world.run(SWEEP_S)
+    world.run_until(world.converged, 20)
+    for host in (*hosts, *fresh):
+        items, elements = shared(host)
+        assert items == [(f"of {name}", 1) for name in sorted(names)]
+        assert elements == sorted(names)
+        assert all(host.store.owner(one.node_id, "node") == one.name for one in hosts)
+
+
 def test_short_partition_retires_nobody() -> None:
     world, hosts = fleet(5)
     names = [host.name for host in hosts]
@@ -222,3 +246,28 @@ def test_tombstone_goes_though_nobody_writes() -> None:
     written = [host.written for host in hosts]
     world.run(4 * SWEEP_S)
     assert [host.written for host in hosts] == written, "and then there is rest"
+
+
+def test_what_is_said_again_counts_and_a_debt_delays_what_nobody_staged() -> None:
+    world, hosts = fleet(2)
+    host = hosts[0]
+    for count in range(40):
+        host.store.set_owner(f"k{count}", 1)
+    host.commit()
+    world.run(10)
+    host.crash()
+    host.start()
+    world.run(10)
+    before = host.written
+    host.set_owner("k0", 2)
+    world.run(0.1)
+    replication = host.running._replication
+    carried = host.written - before
+    assert carried > 40
+    assert replication._law._tokens == pytest.approx(64 - carried, abs=0.1 * 1500 / 6)
+    replication._law.charge(1000)
+    host.running.commit(host.now())
+    assert host.now().mono_s < replication.deadline() < host.now().mono_s + 10
+    host.drain()
+    world.run(10)
+    assert not replication._wanted

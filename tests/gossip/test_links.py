@@ -171,16 +171,20 @@ def test_what_later_datagrams_have_passed_is_resent_at_once() -> None:
     assert pair.counters["resent_early"] == 1, "it was late, not lost"
 
 
-def test_late_answer_teaches_patience_and_ends_the_resending() -> None:
+def test_late_answers_teach_patience_and_end_the_resending() -> None:
     pair = Pair()
-    pair.offer(1)
-    ((counter, _),) = pair.flush()
-    pair.run(FLOOR_S + 0.01)
-    assert pair.counters["resent"] == 1
-    pair.now_s += 0.1
-    pair.ack(counter)
+    for late in range(8):
+        pair.offer(1)
+        ((counter, _),) = pair.flush()
+        pair.run(FLOOR_S + 0.01)
+        assert pair.counters["resent"] >= 1
+        pair.now_s += 0.1
+        pair.ack(counter)
+        if late == 0:
+            assert pair.link.resend_after_s(1, pair.now) < 0.1, "one alone says little"
+            assert pair.run(10) == [], "it has arrived, whatever became of the second copy"
     assert pair.link.resend_after_s(1, pair.now) > 0.15
-    assert pair.run(10) == [], "it has arrived, whatever became of the second copy"
+    pair.run(10)
     for _ in range(40):
         pair.offer(1)
         pair.ack(*[counter for _, counter, _ in pair.run(0.02)])
@@ -517,36 +521,50 @@ def test_restarted_peer_is_met_by_the_next_news_before_any_probe() -> None:
     assert two.store.owner(one.node_id, "key") == 1
 
 
+def settled_latency(usual: Excess, *times_s: float) -> Latency:
+    """Return what is known of a link that was measured at 0 s, and so often at 10 s."""
+    latency = Latency(usual)
+    for index, time_s in enumerate((0.3, *times_s)):
+        latency.sample(time_s, 10.0 if index else 0.0)
+    return latency
+
+
 def test_latency_is_the_least_and_what_comes_on_top() -> None:
     latency = Latency(Excess())
     assert latency.mean_s is None
     assert latency.bound_s(0.0) is None
-    latency.sample(0.1, 1.0)
+    latency = settled_latency(Excess(), 0.1)
     assert latency.mean_s == 0.1
-    assert latency.bound_s(1.0) == pytest.approx(0.3), "RFC 6298: half of the first, four times"
-    latency.sample(0.02, 2.0)
+    assert latency.bound_s(10.0) == pytest.approx(0.2), "half of the first, twice"
+    latency.sample(0.02, 11.0)
     assert latency.least_s == 0.02
     for step in range(600):
-        latency.sample(0.3, 3.0 + step)
+        latency.sample(0.3, 12.0 + step)
     assert latency.least_s == pytest.approx(0.3, rel=0.01), "a path may become longer"
-    assert latency.bound_s(603.0) == pytest.approx(0.3, rel=0.01)
+    assert latency.bound_s(612.0) == pytest.approx(0.3, rel=0.01)
+
+
+def test_first_impression_of_a_link_counts_for_little_and_not_for_long() -> None:
+    latency = Latency(Excess())
+    for time_s in (1.5, 1.2, 1.4):
+        latency.sample(time_s, 1.0)
+    assert latency.bound_s(2.0) == 0.1
+    latency.sample(0.002, 30.0)
+    assert latency.bound_s(30.0) < 0.01  # type: ignore[operator]
 
 
 def test_link_that_was_not_used_since_the_hosts_were_busy_learns_from_the_others() -> None:
     usual = Excess()
-    idle, used = Latency(usual), Latency(usual)
-    for time_s in (0.04, 0.4, 0.5, 0.6):
-        idle.sample(time_s, 1.0)
-        used.sample(time_s, 1.0)
-    assert idle.bound_s(1.0) > 0.4  # type: ignore[operator]
+    idle, used = (settled_latency(usual, 0.04, 0.4, 0.5, 0.6, 0.6) for _ in range(2))
+    assert idle.bound_s(10.0) > 0.4  # type: ignore[operator]
     for step in range(60):
-        used.sample(0.005, 2.0 + step)
-    assert idle.bound_s(62.0) < 0.1  # type: ignore[operator]
-    slow = Latency(usual)
+        used.sample(0.005, 11.0 + step)
+    assert idle.bound_s(71.0) < 0.1  # type: ignore[operator]
+    slow = settled_latency(usual, 0.1)
     for step in range(30):
-        slow.sample(0.1 + 0.4 * (step % 2), 62.0)
-        used.sample(0.005, 62.0)
-    assert slow.bound_s(62.0) > 0.5, "but one that was used knows its own peer"  # type: ignore[operator]
+        slow.sample(0.1 + 0.4 * (step % 2), 71.0)
+        used.sample(0.005, 71.0)
+    assert slow.bound_s(71.0) > 0.5, "but one that was used knows its own peer"  # type: ignore[operator]
 
 
 def test_no_datagram_of_a_link_is_lost_among_its_classes() -> None:

@@ -1,7 +1,5 @@
 """The write law: what one node may make the fleet take in."""
 
-from math import inf
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,9 +31,27 @@ def test_more_than_a_burst_goes_from_a_full_bucket_and_is_paid_back() -> None:
     assert law.ready_s(1, 10, at(0)) == pytest.approx(10.1)
 
 
-def test_nothing_staged_is_never_due_and_clocks_may_stand_still() -> None:
+def test_what_is_said_again_is_paid_back_before_anything_else_goes() -> None:
     law = WriteLaw(CONFIG)
-    assert law.ready_s(0, 10, at(0)) == inf
+    assert law.grant(6, 10, at(0))
+    law.charge(110)
+    assert not law.grant(0, 10, at(0))
+    assert law.ready_s(0, 10, at(0)) == pytest.approx(10.0)
+    assert law.ready_s(1, 10, at(0)) == pytest.approx(10.1)
+    assert law.grant(0, 10, at(law.ready_s(0, 10, at(0))))
+
+
+@given(st.floats(0, 1e6), st.integers(0, 700), st.integers(1, 20_000))
+def test_what_is_ready_is_granted(start_s: float, debt: int, members: int) -> None:
+    law = WriteLaw(CONFIG)
+    law.charge(debt)
+    ready_s = law.ready_s(1, members, at(start_s))
+    assert law.grant(1, members, at(ready_s))
+
+
+def test_without_debt_nothing_staged_goes_at_once_and_clocks_may_stand_still() -> None:
+    law = WriteLaw(CONFIG)
+    assert law.ready_s(0, 10, at(0)) == 0
     assert law.grant(0, 10, at(0))
     assert law.grant(16, 10, at(-5))
     assert not law.grant(16, 10, at(-5))
