@@ -36,8 +36,11 @@ class WriteLaw:
         return True
 
     def charge(self, entries: int) -> None:
-        """Count what was written beyond what was granted."""
-        self._tokens -= entries
+        """Count what was written beyond what was granted, as a debt of one burst at most.
+
+        Or a node that says its whole log again at its start would be dumb for a minute.
+        """
+        self._tokens = max(self._tokens - entries, min(self._tokens, -self._config.write_burst))
 
     def ready_s(self, entries: int, members: int, now: Instant) -> float:
         """Return when `grant` will say yes, in mono seconds; without debt at once for none."""

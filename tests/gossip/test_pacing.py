@@ -34,11 +34,21 @@ def test_more_than_a_burst_goes_from_a_full_bucket_and_is_paid_back() -> None:
 def test_what_is_said_again_is_paid_back_before_anything_else_goes() -> None:
     law = WriteLaw(CONFIG)
     assert law.grant(6, 10, at(0))
-    law.charge(110)
+    law.charge(18)
     assert not law.grant(0, 10, at(0))
-    assert law.ready_s(0, 10, at(0)) == pytest.approx(10.0)
-    assert law.ready_s(1, 10, at(0)) == pytest.approx(10.1)
+    assert law.ready_s(0, 10, at(0)) == pytest.approx(0.8)
+    assert law.ready_s(1, 10, at(0)) == pytest.approx(0.9)
     assert law.grant(0, 10, at(law.ready_s(0, 10, at(0))))
+
+
+def test_whole_log_said_again_is_a_debt_of_one_burst() -> None:
+    law = WriteLaw(CONFIG)
+    law.charge(640)
+    assert law.ready_s(0, 10, at(0)) == pytest.approx(CONFIG.write_burst / 10)
+    assert law.grant(100, 10, at(60))
+    owed = law.ready_s(0, 10, at(60))
+    law.charge(640)
+    assert law.ready_s(0, 10, at(60)) == owed, "what was granted is owed in full"
 
 
 @given(st.floats(0, 1e6), st.integers(0, 700), st.integers(1, 20_000))
