@@ -5,6 +5,7 @@ Whatever comes, nothing is raised, and each input is either taken or counted as 
 
 import random
 from collections.abc import Callable
+from math import inf
 
 from crdt.clock import HybridClock, Instant
 from crdt.codec import DecodeError, decode_batch
@@ -88,6 +89,8 @@ class Victim:
             messages, _ = decode_payload(data)
         except DecodeError:
             messages = None
+        for link in self.node._links:
+            link.muted_s = -inf  # or little would be looked at
         before = self.node.counters.get("dropped_decode", 0)
         self._offer(self.channel.seal(data)[1])
         if messages is None:
