@@ -48,8 +48,9 @@ def _clean_mappings(smaps: str) -> list[tuple[int, int]]:
             name = words[5] if len(words) > 5 else ""
             of_file = words[1] in ("r--p", "r-xp") and words[4] != "0"
             of_file = of_file and name.startswith("/") and not name.startswith("/dev/")
+            changed = False
         elif words[0] in ("Anonymous:", "Swap:", "Locked:"):
-            changed = (words[0] != "Anonymous:" and changed) or int(words[1]) > 0
+            changed = changed or int(words[1]) > 0
         elif words[0] == "VmFlags:" and of_file and not changed:
             found.append((first, last))
     return found

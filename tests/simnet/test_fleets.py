@@ -27,7 +27,7 @@ def test_news_reach_a_large_fleet_in_logarithmic_rounds(seed: int, loss: float) 
     assert reached.missed == 0
     assert reached.percentile(0.99) <= allowed
     assert max(reached.rounds) <= 1.5 * allowed
-    assert reached.copies <= (2.5 if loss else 1.5)
+    assert reached.copies <= (2 if loss else 1.5)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -70,7 +70,7 @@ def test_damaged_reordered_doubled_and_one_way_datagrams_do_no_harm(seed: int) -
     for host in hosts:
         counters = host.running.counters
         assert sum(counters.get(f"dropped_{why}", 0) for why in ("seal", "channel", "version")) > 10
-        assert counters["dropped_replay"] > 5
+        assert counters["dropped_replay"] > 10
         assert [counters.get(f"batches_{bad}") for bad in ("bad_signature", "forked")] == [None] * 2
 
 
