@@ -21,7 +21,7 @@ help:
 
 venv: $(STAMP)
 
-$(STAMP): locks/cpu.txt pyproject.toml
+$(STAMP): locks/cpu.txt pyproject.toml setup.py $(wildcard models/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "edge-node needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
