@@ -4,12 +4,14 @@ Everything else is in pyproject.toml. The library has no Python in it: it is loa
 and chooses its instruction set when it is loaded, so one build serves every processor of a kind.
 """
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 
 DELTA = Extension(
     "models.native._delta",
     ["models/native/delta.c"],
-    depends=["models/native/delta.h", "models/native/delta_kernels.h"],
+    depends=[str(path) for path in sorted(Path("models/native").glob("*.h"))],
     extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=fast", "-Wno-psabi"],
     optional=True,
 )

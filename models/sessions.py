@@ -116,13 +116,26 @@ class Session:
 
         Raises ModelError when the accelerator fails or its output is not finite.
         """
-        planes = preprocess(canvas.pixels)
+        return self.decode([self._forward(preprocess(canvas.pixels))], canvas)
+
+    def decode(self, outputs: list[Floats], canvas: Canvas) -> list[Box]:
+        """Return the boxes in the model's outputs for one canvas.
+
+        Raises ModelError when they are not of the promised shape or not finite.
+        """
+        output, (height, width) = outputs[0], canvas.pixels.shape[:2]
+        cells = cell_count(height, width, self.strides)
+        if output.ndim != 3 or output.shape[:2] != (1, cells) or output.shape[2] < 5:
+            raise ModelError(
+                f"{self._label()} gives output {list(output.shape)} for a {height} x {width} "
+                f"input; task detect with strides {list(self.strides)} needs "
+                f"[1, {cells}, 4 + classes]: correct its manifest"
+            )
+        if not np.isfinite(output).all():
+            raise ModelError(f"{self._label()} gives values that are not finite: do not use it")
+        spec = self.model.spec
         return decode_detections(
-            self._forward(planes),
-            canvas,
-            self.strides,
-            self.model.spec["score_threshold"],
-            self.model.spec["nms_iou"],
+            output[0], canvas, self.strides, spec["score_threshold"], spec["nms_iou"]
         )
 
     def _forward(self, planes: Floats) -> Floats:
@@ -131,17 +144,7 @@ class Session:
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises its own unexported classes
             text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise ModelError(f"{self._label()} failed: {text}") from None
-        cells = cell_count(planes.shape[2], planes.shape[3], self.strides)
-        if output.ndim != 3 or output.shape[:2] != (1, cells) or output.shape[2] < 5:
-            raise ModelError(
-                f"{self._label()} gives output {list(output.shape)} for a "
-                f"{planes.shape[2]} x {planes.shape[3]} input; task detect with strides "
-                f"{list(self.strides)} needs [1, {cells}, 4 + classes]: correct its manifest"
-            )
-        if not np.isfinite(output).all():
-            raise ModelError(f"{self._label()} gives values that are not finite: do not use it")
-        boxes: Floats = output[0]
-        return boxes
+        return output
 
     def _check_input(self, name: str) -> str:
         inputs = self._session.get_inputs()
@@ -163,10 +166,10 @@ class Session:
         """Run twice on grey; return the second run's wall time in seconds."""
         height = self.fixed[0] or -(-self.long_side * 9 // 16 // self.multiple) * self.multiple
         width = self.fixed[1] or -(-self.long_side // self.multiple) * self.multiple
-        grey = np.full((1, 3, height, width), self.pad_value, np.float32)
-        self._forward(grey)
+        grey = Canvas(np.full((height, width, 3), self.pad_value, np.uint8), width, height)
+        self.run(grey)
         started = time.perf_counter()
-        self._forward(grey)
+        self.run(grey)
         return time.perf_counter() - started
 
     def _label(self) -> str:

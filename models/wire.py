@@ -18,7 +18,7 @@ MAX_MESSAGE_BYTES = 32 << 20
 HEADER = struct.Struct(">I")
 
 Message = dict[str, Any]
-Rung = Literal["full", "same", "gate"]
+Rung = Literal["full", "sparse", "gate", "same"]
 Box = list[float]  # x0, y0, x1, y1 (0..1 of the image), score, class index
 
 

@@ -2,7 +2,7 @@
 
 Owns the session and its states; never decides what has changed. Invariants are those of
 `native`: a state is warm only after a run that gave finite values, and a run that did not makes
-it cold again.
+it cold again. Its states hold every map, the image too, whatever the plan's budget says.
 """
 
 from __future__ import annotations

@@ -9,23 +9,22 @@ broken is ever read as an answer. With thresholds of 0 the maps equal those of a
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from models.delta.layers import Activation, Floats, Integers, Layer
+from models.delta.library import CFrame, CMap, CStep, block_sums, copy_cells, kernels, library
 from models.delta.plan import Plan
 from models.wire import ModelError
 
+__all__ = ["NativeProgram", "Pass", "State", "block_sums", "copy_cells", "library"]
 Bytes = npt.NDArray[np.uint8]
-FOLDER = Path(__file__).parent.parent / "native"
 DENSE_ABOVE = 0.9
 LINE_BYTES = 64
+TUNE_ROUNDS, LEAST_SHARE = 3, 0.3
 _KINDS = {
     "conv": 0,
     "depthwise": 1,
@@ -49,56 +48,6 @@ _ACTIVATIONS = {
     "hard_swish": 7,
     "tanh": 8,
 }
-
-
-class _Map(ctypes.Structure):
-    _fields_ = [("offset", ctypes.c_int64), ("mask", ctypes.c_int64)] + [
-        (name, ctypes.c_int32)
-        for name in ("pitch", "stride", "height", "width", "channels", "watched")
-    ]
-
-
-class _Step(ctypes.Structure):
-    _fields_ = (
-        [
-            (name, ctypes.c_int32)
-            for name in (
-                *("kind", "source", "second", "residual", "target"),
-                *("kernel_y", "kernel_x", "stride_y", "stride_x"),
-                *("pad_y", "pad_x", "dilation_y", "dilation_x"),
-                *("inputs", "outputs", "chained", "prunes", "activation", "after"),
-            )
-        ]
-        + [(name, ctypes.c_float) for name in ("low", "high", "after_low", "after_high")]
-        + [(name, ctypes.c_void_p) for name in ("weight", "bias", "rows", "columns", "picked")]
-    )
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """Return the C library, or None where it was not built."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = FOLDER / f"_delta{suffix}"
-        if path.is_file():
-            return _declared(ctypes.CDLL(str(path)))
-    return None
-
-
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, integer = ctypes.c_void_p, ctypes.c_int32
-    library.delta_create.restype = pointer
-    library.delta_create.argtypes = [
-        *(pointer, integer, pointer, integer, integer),
-        *(ctypes.c_int64, ctypes.c_char_p),
-    ]
-    library.delta_free.restype = None
-    library.delta_free.argtypes = [pointer]
-    library.delta_variant.restype = ctypes.c_char_p
-    library.delta_variant.argtypes = [pointer]
-    library.delta_feed_bytes.argtypes = [*[pointer] * 4, integer, pointer, pointer]
-    library.delta_feed_floats.argtypes = [*[pointer] * 4, integer]
-    library.delta_run.argtypes = [*[pointer] * 4, integer, *[pointer] * 3]
-    return library
 
 
 @dataclass(eq=False)
@@ -144,11 +93,7 @@ class NativeProgram:
 
         Raises ModelError when the kernels are absent or lack the variant. O(weights).
         """
-        found = library()
-        if found is None:
-            raise ModelError(
-                "the native delta kernels were not built: install a C compiler, then edge-node"
-            )
+        found = kernels()
         if plan.state_floats >= 2**31:
             raise ModelError("the plan is too large for the native kernels: use a smaller input")
         self._library = found
@@ -156,10 +101,11 @@ class NativeProgram:
         self._program = None
         self._index = {name: index for index, name in enumerate(plan.places)}
         self._layers = [step.layer for step in plan.steps]
+        self.scratch = _aligned(plan.scratch_floats)  # maps that no state holds
         arena = _Arena()
         maps, mask_bytes = self._maps()
         rows, owner = self._rows(arena)
-        steps = (_Step * len(rows))(*rows)
+        steps = (CStep * len(rows))(*rows)
         self._owner = np.array(owner, np.intp)
         self._macs = np.array([layer.macs for layer in self._layers], np.float64)
         self._positions = np.array(
@@ -172,6 +118,7 @@ class NativeProgram:
             len(steps),
             self._index[plan.input_name],
             mask_bytes,
+            self.scratch.ctypes.data,
             variant.encode(),
         )
         if not self._program:
@@ -182,12 +129,14 @@ class NativeProgram:
         self.spent_ns: npt.NDArray[np.int64] | None = None  # set to an array to gather times
         self._dirty = np.zeros(len(rows), np.int32)
         self._changed = np.zeros(len(rows), np.int32)
+        settled = (self._thresholds, self.dense_above, self._dirty, self._changed)
+        self._settings = [array.ctypes.data for array in settled]
 
     def __del__(self) -> None:
         if getattr(self, "_program", None):
             self._library.delta_free(self._program)
 
-    def _maps(self) -> tuple[ctypes.Array[_Map], int]:
+    def _maps(self) -> tuple[ctypes.Array[CMap], int]:
         plan, mask_bytes, found = self.plan, 0, []
         watched = {plan.places[name].buffer for name in plan.frontier.values()}
         for name, place in plan.places.items():
@@ -195,13 +144,13 @@ class NativeProgram:
             start = buffer.ring[0] * buffer.pitch + buffer.ring[1]
             offset = buffer.offset + start * buffer.channels + place.column
             size = (buffer.pitch, buffer.channels, shape.height, shape.width, shape.channels)
-            found.append(_Map(offset, mask_bytes, *size, place.buffer in watched))
+            found.append(CMap(offset, mask_bytes, *size, place.buffer in watched, buffer.is_shared))
             mask_bytes += -(-shape.positions // 64) * 64
-        return (_Map * len(found))(*found), mask_bytes
+        return (CMap * len(found))(*found), mask_bytes
 
-    def _rows(self, arena: _Arena) -> tuple[list[_Step], list[int]]:
+    def _rows(self, arena: _Arena) -> tuple[list[CStep], list[int]]:
         """Return the C steps and, for each, the index of the plan's step."""
-        found: list[_Step] = []
+        found: list[CStep] = []
         owner: list[int] = []
         for index, step in enumerate(self.plan.steps):
             layer = step.layer
@@ -209,18 +158,19 @@ class NativeProgram:
                 for order, name in enumerate(layer.inputs):
                     joins = self._step(layer, arena)
                     joins.source, joins.second = self._index[name], order
+                    joins.segment = step.segment
                     found.append(joins)
                     owner.append(index)
                 continue
             made = self._step(layer, arena)
-            made.chained, made.prunes = step.chained, step.prunes
+            made.chained, made.prunes, made.segment = step.chained, step.prunes, step.segment
             found.append(made)
             owner.append(index)
         return found, owner
 
-    def _step(self, layer: Layer, arena: _Arena) -> _Step:
+    def _step(self, layer: Layer, arena: _Arena) -> CStep:
         shapes = self.plan.shapes
-        step = _Step()
+        step = CStep()
         step.kind = _KINDS[layer.kind]
         step.source = self._index.get(layer.inputs[0], -1)
         step.second = self._index[layer.inputs[1]] if len(layer.inputs) == 2 else -1
@@ -243,11 +193,7 @@ class NativeProgram:
 
     def new_state(self) -> State:
         """Return a cold state for one camera. O(state)."""
-        # Vectors that straddle cache lines cost twice: numpy aligns to 16 bytes only.
-        memory = np.zeros(4 * self.plan.state_floats + LINE_BYTES, np.uint8)
-        start = -memory.ctypes.data % LINE_BYTES
-        aligned = memory[start : start + 4 * self.plan.state_floats]
-        return State(aligned.view(np.float32))
+        return State(_aligned(self.plan.state_floats))
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> None:
         """Let a row of a map count as unchanged up to a distance; unnamed maps are exact.
@@ -260,6 +206,32 @@ class NativeProgram:
             raise ValueError(f"no threshold can be set for {wrong[0]!r}")
         for row, index in enumerate(self._owner):
             self._thresholds[row] = thresholds.get(self._layers[index].output, 0.0)
+
+    def tune(self) -> None:
+        """Set `dense_above` by measuring this processor: what share of a segment is worth a whole.
+
+        A segment that must compute more than this share computes all of it, without lists. Runs
+        about ten full passes over noise. Raises ModelError when they give what is not finite.
+        """
+        shape = self.plan.shapes[self.plan.input_name]
+        size = (shape.height, shape.width)
+        noise = np.random.default_rng(0).integers(0, 256, (2, *size, shape.channels), np.uint8)
+        state = self.new_state()
+        self.run(state, noise[1])
+        gathers, self.spent_ns = self.spent_ns, np.zeros(len(self._owner), np.int64)
+        segments = np.array([self.plan.steps[index].segment for index in self._owner], np.intp)
+        best = np.full((3, segments[-1] + 1), np.inf)
+        masks = [np.full(size, kind > 0, np.uint8) for kind in range(3)]
+        for turn in range(3 * TUNE_ROUNDS):
+            kind = turn % 3  # nothing to do; everything, whole; everything, by lists
+            self.dense_above[:] = (2, 0, 2)[kind]
+            self.spent_ns[:] = 0
+            self.run(state, noise[kind % 2], masks[kind])
+            best[kind] = np.minimum(best[kind], np.bincount(segments, self.spent_ns))
+        self.spent_ns = gathers
+        nothing, whole, listed = best
+        share = (whole - nothing) / np.maximum(1, listed - nothing)
+        self.dense_above[:] = np.clip(share, LEAST_SHARE, 1)[segments]
 
     def run(
         self,
@@ -274,9 +246,11 @@ class NativeProgram:
         """Bring a state up to a frame: all of it, or where `changed` is set.
 
         `pixels` float32 or uint8[h, w, channels] (the latter as (pixel - mean) * scale);
-        `changed` uint8[h / block, w / block]. A cold state always gets a full pass. Raises
-        ValueError for other shapes, ModelError when what comes out is not finite (the state is
-        cold then).
+        `changed` uint8[h / block, w / block]. The state holds no pixels, and windows at the edge
+        of a change read beyond it: where `changed` is not set, `pixels` must be what the state was
+        computed from (the reference image, in which only changed cells were replaced). A cold
+        state always gets a full pass. Raises ValueError for other shapes, ModelError when what
+        comes out is not finite (the state is cold then).
         """
         shape = self.plan.shapes[self.plan.input_name]
         wanted = (shape.height, shape.width, shape.channels)
@@ -287,22 +261,25 @@ class NativeProgram:
         compact: npt.NDArray[np.generic] = np.ascontiguousarray(pixels)
         full = changed is None or not state.is_warm
         mask = None
+        if block < 1:
+            raise ValueError(f"cells of {block} pixels are none")
         if changed is not None and not full:
             cells = (-(-shape.height // block), -(-shape.width // block))
             if changed.shape != cells or changed.dtype != np.uint8:
                 raise ValueError(f"the mask is {changed.dtype}{list(changed.shape)}, not {cells}")
             changed = np.ascontiguousarray(changed)
             mask = changed.ctypes.data
+        frame = CFrame(None, None, mean, scale, mask, block)
+        if compact.dtype == np.uint8:
+            frame.bytes = compact.ctypes.data
+        else:
+            frame.floats = compact.ctypes.data
         state.is_warm = False  # until this run has ended well
-        self._feed(state, compact, mask, block, mean, scale)
         broken = self._library.delta_run(
             self._program,
             state.floats.ctypes.data,
-            self._thresholds.ctypes.data,
-            self.dense_above.ctypes.data,
-            full,
-            self._dirty.ctypes.data,
-            self._changed.ctypes.data,
+            ctypes.addressof(frame),
+            *self._settings,
             None if self.spent_ns is None else self.spent_ns.ctypes.data,
         )
         if broken:
@@ -310,24 +287,6 @@ class NativeProgram:
             raise ModelError("the model gives values that are not finite: the state is dropped")
         state.is_warm = True
         return self._pass()
-
-    def _feed(
-        self,
-        state: State,
-        pixels: npt.NDArray[np.generic],
-        mask: int | None,
-        block: int,
-        mean: float,
-        scale: float,
-    ) -> None:
-        to, data = state.floats.ctypes.data, pixels.ctypes.data
-        if pixels.dtype == np.uint8:
-            means, scales = np.full(4, mean, np.float32), np.full(4, scale, np.float32)
-            self._library.delta_feed_bytes(
-                self._program, to, data, mask, block, means.ctypes.data, scales.ctypes.data
-            )
-        else:
-            self._library.delta_feed_floats(self._program, to, data, mask, block)
 
     def _pass(self) -> Pass:
         count = len(self._layers)
@@ -339,10 +298,12 @@ class NativeProgram:
     def rows(self, state: State, name: str) -> Floats:
         """Return a map of a state, float32[positions, channels]; a view where it lies compactly.
 
-        O(1), or O(positions) for a copy.
+        O(1), or O(positions) for a copy. Raises ValueError for a map that no state holds.
         """
         place, shape = self.plan.places[name], self.plan.shapes[name]
         buffer = self.plan.buffers[place.buffer]
+        if buffer.is_shared:
+            raise ValueError(f"no state holds {name!r}")
         whole = state.floats[buffer.offset : buffer.offset + buffer.floats]
         lines = whole.reshape(-1, buffer.pitch, buffer.channels)
         top, left = buffer.ring[:2]
@@ -350,6 +311,13 @@ class NativeProgram:
         part = inside[..., place.column : place.column + shape.channels]
         rows: Floats = part.reshape(shape.positions, shape.channels)
         return rows
+
+
+def _aligned(floats: int) -> Floats:
+    # Vectors that straddle cache lines cost twice: numpy aligns to 16 bytes only.
+    memory = np.zeros(4 * floats + LINE_BYTES, np.uint8)
+    start = -memory.ctypes.data % LINE_BYTES
+    return memory[start : start + 4 * floats].view(np.float32)
 
 
 def _flat(activation: Activation) -> tuple[int, float, float]:

@@ -1,13 +1,14 @@
 """Compile local layers into steps over row-major activations of known place and size.
 
-Owns where each map lies in a camera's state, the order of steps, which steps share a tile, and
-how a set of dirty positions grows from step to step; never holds activations. Invariants: a map
-that any step may read at a position outside the step's own dirty set is in the state; a
-convolution never reads outside its buffer, because each buffer is surrounded by a ring of zeros
-as wide as its readers reach (nobody writes there); concatenated maps are columns of one buffer.
+Owns where each map lies, the order of steps, which steps share a tile, and how a set of dirty
+positions grows from step to step; never holds activations. Invariants: a map that a step reads
+where it was not computed in the same run is in the state; a convolution never reads outside its
+buffer, because each buffer is surrounded by a ring of zeros as wide as its readers reach (nobody
+writes there); concatenated maps are columns of one buffer.
 
-A state holds one camera's activations. Steps marked `chained` write no map: their rows live only
-in the tile that the next step (pointwise) reads, so they cost no memory and are never stale.
+A state holds one camera's activations, but neither the image nor the maps that `segments` chose
+to compute again: those lie in scratch memory that all cameras of a program share. Steps marked
+`chained` write no map: their rows live only in the tile that the next step (pointwise) reads.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from models.delta.layers import Analysis, Layer, MapShape
+from models.delta.segments import Unit, choose
 from models.wire import ModelError
 
-LIMIT_BYTES = 64 << 20
+LIMIT_BYTES = 256 << 20
+BUDGET_BYTES = 24_000_000
 MAX_SIDE = 16_384
 ALIGN_FLOATS = 16
 SLACK_FLOATS = 64  # vector loads may run over the last row
@@ -42,7 +45,8 @@ class Buffer:
     width: int
     channels: int
     ring: Ring = (0, 0, 0, 0)
-    offset: int = 0  # floats, from the start of the state
+    offset: int = 0  # floats, from the start of the state or of the scratch memory
+    is_shared: bool = False  # in the scratch memory
 
     @property
     def pitch(self) -> int:
@@ -67,12 +71,13 @@ class Step:
     """One layer to execute.
 
     `chained`: its rows go to the next step's tile, not to a map. `prunes`: rows that come out
-    unchanged are not dirty for the readers.
+    unchanged are not dirty for the readers. `segment`: see `segments`.
     """
 
     layer: Layer
     chained: bool = False
     prunes: bool = False
+    segment: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +91,7 @@ class Plan:
     steps: tuple[Step, ...]
     frontier: dict[str, str]
     state_floats: int
+    scratch_floats: int
 
     @property
     def state_bytes(self) -> int:
@@ -93,9 +99,14 @@ class Plan:
         return 4 * self.state_floats
 
     @property
+    def scratch_bytes(self) -> int:
+        """Return the bytes of the maps that no state holds (shared by cameras)."""
+        return 4 * self.scratch_floats
+
+    @property
     def mask_bytes(self) -> int:
-        """Return the bytes of dirty masks while a frame is processed (shared by cameras)."""
-        return sum(self.shapes[name].positions for name in self.places)
+        """Return the bytes of dirty and needed sets (shared by cameras)."""
+        return 2 * sum(self.shapes[name].positions for name in self.places)
 
     @property
     def macs(self) -> int:
@@ -118,10 +129,14 @@ class Plan:
         return max(1, round(self.shapes[self.input_name].height / self.shapes[name].height))
 
 
-def compile_plan(analysis: Analysis, limit_bytes: int = LIMIT_BYTES) -> Plan:
-    """Return the plan of a (fused) analysis. O(layers).
+def compile_plan(
+    analysis: Analysis, limit_bytes: int = LIMIT_BYTES, budget_bytes: int = BUDGET_BYTES
+) -> Plan:
+    """Return the plan of a (fused) analysis.
 
-    Raises PlanTooLarge when one camera's state would exceed the limit.
+    Maps beyond the budget for one camera's state are computed again where they are needed, those
+    that cost least first, as far as this is possible. Raises PlanTooLarge when the activations
+    of one camera, held or not, exceed the limit. O(layers^2) beyond the budget, else O(layers).
     """
     image = analysis.shapes[analysis.input_name]
     if max(image.height, image.width) > MAX_SIDE:
@@ -133,18 +148,26 @@ def compile_plan(analysis: Analysis, limit_bytes: int = LIMIT_BYTES) -> Plan:
         if layer.output not in analysis.shapes
     }
     places = _places(layers, analysis)
-    steps = _steps(layers, set(analysis.frontier.values()), places)
-    held = {analysis.input_name} | {step.layer.output for step in steps if not step.chained}
+    frontier = set(analysis.frontier.values())
+    units = _units(layers, frontier, places)
+    held = {analysis.input_name} | {unit.output for unit in units}
     places = {name: place for name, place in places.items() if name in held}
-    buffers, floats = _buffers(steps, places, shapes)
-    if 4 * floats > limit_bytes:
+    buffers = _buffers(layers, places, shapes)
+    candidates = _candidates(analysis.input_name, frontier, places, buffers)
+    surplus = 4 * sum(one.floats for one in buffers.values()) - budget_bytes
+    surplus -= 4 * buffers[analysis.input_name].floats  # the image is never held
+    volatile, segments = choose(units, shapes, candidates, surplus)
+    shared = {places[name].buffer for name in volatile} | {analysis.input_name}
+    buffers, floats, scratch = _laid_out(buffers, shared)
+    whole = 4 * (floats + scratch)
+    if whole > limit_bytes:
         raise PlanTooLarge(
             f"the activations of one camera at {image.height} x {image.width} pixels take "
-            f"{4 * floats / 1e6:.1f} MB, more than the {limit_bytes / 1e6:.1f} MB allowed"
+            f"{whole / 1e6:.1f} MB, more than the {limit_bytes / 1e6:.1f} MB allowed"
         )
-    return Plan(
-        analysis.input_name, shapes, buffers, places, steps, dict(analysis.frontier), floats
-    )
+    steps = _steps(segments, volatile)
+    found = dict(analysis.frontier)
+    return Plan(analysis.input_name, shapes, buffers, places, steps, found, floats, scratch)
 
 
 def _with_copies(analysis: Analysis) -> list[Layer]:
@@ -190,12 +213,11 @@ def _places(layers: list[Layer], analysis: Analysis) -> dict[str, Place]:
     return places
 
 
-def _steps(layers: list[Layer], frontier: set[str], places: dict[str, Place]) -> tuple[Step, ...]:
-    """Return the steps: convolutions chained where one pointwise reader follows."""
+def _units(layers: list[Layer], frontier: set[str], places: dict[str, Place]) -> list[Unit]:
+    """Return the layers, convolutions chained where one pointwise reader follows."""
     uses = Counter(name for layer in layers for name in layer.reads)
     reader = {name: layer for layer in layers for name in layer.reads}
-    order: list[Layer] = []
-    chained: set[str] = set()
+    found: list[Unit] = []
     pending: dict[str, list[Layer]] = {}  # by output: chains that wait for their reader
     for layer in layers:
         chain = [*pending.pop(layer.inputs[0], []), layer]
@@ -207,17 +229,32 @@ def _steps(layers: list[Layer], frontier: set[str], places: dict[str, Place]) ->
             and places[layer.output].buffer == layer.output
             and _can_chain(layer, follower)
         ):
-            chained.add(layer.output)
             pending[layer.output] = chain
         else:
-            order += chain
+            found.append(Unit(tuple(chain)))
+    return found
+
+
+def _steps(segments: list[list[Unit]], volatile: frozenset[str]) -> tuple[Step, ...]:
+    """Return the steps in order; what they prune depends on who reads what is held."""
+    layers = [layer for units in segments for unit in units for layer in unit.layers]
+    passing = volatile | {
+        layer.output
+        for units in segments
+        for unit in units
+        for layer in unit.layers
+        if layer is not unit.layers[-1] or layer.kind == "concat"
+    }
     return tuple(
         Step(
             layer,
-            layer.output in chained,
-            layer.output not in chained and _worth_pruning(layer, layers),
+            layer is not unit.layers[-1],
+            layer.output not in passing and _worth_pruning(layer, layers, passing),
+            number,
         )
-        for layer in order
+        for number, units in enumerate(segments)
+        for unit in units
+        for layer in unit.layers
     )
 
 
@@ -234,41 +271,62 @@ def _can_chain(layer: Layer, follower: Layer) -> bool:
     )
 
 
-def _worth_pruning(layer: Layer, layers: list[Layer]) -> bool:
-    """Return whether a reader widens the dirty set, so that an unchanged row saves work."""
-    if layer.kind == "concat":
-        return False
-    names, wide = {layer.output}, False
-    for other in layers:  # through concatenations, which hand the set on
-        if other.kind == "concat" and names & set(other.inputs):
+def _worth_pruning(layer: Layer, layers: list[Layer], passing: frozenset[str]) -> bool:
+    """Return whether a reader widens the dirty set, so that an unchanged row saves work.
+
+    `layers` in order; maps that are `passing` hand the set on.
+    """
+    names = {layer.output}
+    for other in layers:
+        if names & set(other.inputs) and not other.is_pointwise and other.kind != "pick":
+            return True
+        if other.output in passing and names & set(other.reads):
             names.add(other.output)
-        elif names & set(other.inputs):
-            wide = wide or (not other.is_pointwise and other.kind != "pick")
-    return wide
+    return False
+
+
+def _candidates(
+    image: str, frontier: set[str], places: dict[str, Place], buffers: dict[str, Buffer]
+) -> dict[str, tuple[frozenset[str], int]]:
+    """Return the maps and bytes of each buffer that a state may do without."""
+    inside: dict[str, set[str]] = {}
+    for name, place in places.items():
+        inside.setdefault(place.buffer, set()).add(name)
+    return {
+        buffer: (frozenset(names), 4 * buffers[buffer].floats)
+        for buffer, names in inside.items()
+        if buffer != image and not names & frontier
+    }
 
 
 def _buffers(
-    steps: tuple[Step, ...], places: dict[str, Place], shapes: dict[str, MapShape]
-) -> tuple[dict[str, Buffer], int]:
-    """Return every buffer with its ring and offset, and the floats of all."""
+    layers: list[Layer], places: dict[str, Place], shapes: dict[str, MapShape]
+) -> dict[str, Buffer]:
+    """Return every buffer with its ring."""
     buffers = {
         place.buffer: Buffer(
             shapes[place.buffer].height, shapes[place.buffer].width, shapes[place.buffer].channels
         )
         for place in places.values()
     }
-    for step in steps:
-        layer = step.layer
+    for layer in layers:
         if layer.kind in ("conv", "depthwise") and layer.inputs[0] in places:
             name = places[layer.inputs[0]].buffer
             ring = zip(buffers[name].ring, reach(layer, shapes), strict=True)
             top, left, bottom, right = (max(pair) for pair in ring)
             buffers[name] = replace(buffers[name], ring=(top, left, bottom, right))
-    offset = 0
+    return buffers
+
+
+def _laid_out(buffers: dict[str, Buffer], shared: set[str]) -> tuple[dict[str, Buffer], int, int]:
+    """Return the buffers with their offsets, and the floats of the state and of the scratch."""
+    ends = [0, 0]
+    found = {}
     for name, buffer in buffers.items():
-        buffers[name] = replace(buffer, offset=offset)
-        offset += -(-buffer.floats // ALIGN_FLOATS) * ALIGN_FLOATS
-    return buffers, offset + SLACK_FLOATS
+        is_shared = name in shared
+        found[name] = replace(buffer, offset=ends[is_shared], is_shared=is_shared)
+        ends[is_shared] += -(-buffer.floats // ALIGN_FLOATS) * ALIGN_FLOATS
+    return found, ends[0] + SLACK_FLOATS, ends[1] + SLACK_FLOATS
 
 
 def reach(layer: Layer, shapes: dict[str, MapShape]) -> Ring:

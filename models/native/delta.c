@@ -12,6 +12,11 @@
 
 static const int32_t LANE_NUMBERS[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
+static const float *placed(const delta_program *program, const float *state,
+                           const delta_map *map) {
+  return (map->is_shared ? program->scratch : state) + map->offset;
+}
+
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define TEXT_(a) #a
@@ -87,6 +92,8 @@ static const struct kernels *find_kernels(const char *name) {
   return NULL;
 }
 
+#include "delta_sets.h"
+
 /* --- programs ----------------------------------------------------------------------------- */
 
 static void *aligned(int64_t bytes) {
@@ -146,6 +153,8 @@ static int find_taps(packed_step *step, const delta_map *map) {
 static int prepare(delta_program *program, packed_step *step, const delta_step *plan, int inner) {
   step->plan = *plan;
   const delta_map *target = plan->target < 0 ? NULL : program->maps + plan->target;
+  step->cost = (double)plan->kernel_y * plan->kernel_x * plan->outputs;
+  if (plan->kind == CONV) step->cost *= plan->inputs;
   if (plan->kind == CONV || plan->kind == DEPTHWISE) {
     int64_t depth = (int64_t)plan->kernel_y * plan->kernel_x;
     if (plan->kind == CONV) depth *= plan->inputs;
@@ -164,15 +173,17 @@ static int prepare(delta_program *program, packed_step *step, const delta_step *
 
 delta_program *delta_create(const delta_map *maps, int32_t map_count, const delta_step *steps,
                             int32_t step_count, int32_t input, int64_t mask_bytes,
-                            const char *variant) {
+                            float *scratch, const char *variant) {
   const struct kernels *kernels = find_kernels(variant);
   delta_program *program = kernels ? calloc(1, sizeof *program) : NULL;
   if (!program) return NULL;
   program->kernels = kernels;
   program->input = input;
+  program->scratch = scratch;
   program->maps = calloc((size_t)map_count, sizeof *maps);
   program->steps = calloc((size_t)step_count, sizeof *program->steps);
   program->masks = aligned(mask_bytes);
+  program->needs = aligned(mask_bytes);
   int64_t positions = 0, side = 0, channels = 0;
   if (program->maps && program->steps && program->masks) {
     program->map_count = map_count;
@@ -184,16 +195,19 @@ delta_program *delta_create(const delta_map *maps, int32_t map_count, const delt
     }
     for (int32_t i = 0; i < step_count; i++, program->step_count++) {
       channels = steps[i].outputs > channels ? steps[i].outputs : channels;
+      int is_whole = steps[i].kind == PICK && steps[i].source == input;
+      int is_beside = steps[i].kind != JOIN && steps[i].second == input;
+      if (is_whole || is_beside || steps[i].residual == input) program->reads_all_pixels = 1;
       if (prepare(program, program->steps + i, steps + i, i && steps[i - 1].chained)) break;
     }
   }
   program->tile_floats = TILE_FLOATS + (channels + 2 * kernels->lanes) * (int64_t)kernels->rows;
-  program->wanted = aligned(positions);
   program->list = aligned(4 * positions);
   program->line = aligned(2 * side + 4096);
+  program->rows = aligned(4 * (int64_t)map_count);
   program->tiles = aligned(4 * 2 * program->tile_floats);
-  if (program->step_count != step_count || !program->wanted || !program->list ||
-      !program->line || !program->tiles) {
+  if (program->step_count != step_count || !program->needs || !program->rows ||
+      !program->list || !program->line || !program->tiles) {
     program->step_count = step_count;
     delta_free(program);
     return NULL;
@@ -209,178 +223,10 @@ void delta_free(delta_program *program) {
     free(step->rows), free(step->columns), free(step->picked);
   }
   free(program->maps), free(program->steps), free(program->masks), free(program->line);
-  free(program->wanted), free(program->list), free(program->tiles), free(program);
+  free(program->needs), free(program->rows), free(program->list), free(program->tiles), free(program);
 }
 
 const char *delta_variant(const delta_program *program) { return program->kernels->name + 1; }
-
-/* --- pixels ------------------------------------------------------------------------------- */
-
-static uint8_t *input_mask(delta_program *program) {
-  return program->masks + program->maps[program->input].mask;
-}
-
-static int is_empty(const uint8_t *mask, int count) {
-  uint64_t any = 0, eight;
-  int i = 0;
-  for (; i + 8 <= count; i += 8) memcpy(&eight, mask + i, 8), any |= eight;
-  for (; i < count; i++) any |= mask[i];
-  return !any;
-}
-
-/* Write the mask of changed pixels from one byte per block x block pixels. */
-static int expand(delta_program *program, const uint8_t *changed, int32_t block) {
-  const delta_map *map = program->maps + program->input;
-  uint8_t *mask = input_mask(program);
-  if (block < 1) return -1;
-  int across = (map->width + block - 1) / block;
-  for (int y = 0; y < map->height; y++) {
-    const uint8_t *from = changed + (int64_t)(y / block) * across;
-    uint8_t *to = mask + (int64_t)y * map->width;
-    if (block == 1 && is_empty(from, map->width))
-      memset(to, 0, (size_t)map->width);
-    else if (block == 1)
-      for (int x = 0; x < map->width; x++) to[x] = from[x] != 0;
-    else if (y % block)
-      memcpy(to, to - map->width, (size_t)map->width);
-    else
-      for (int x = 0; x < map->width; x++) to[x] = from[x / block] != 0;
-  }
-  return 0;
-}
-
-/* Find the next run of set bytes in [x, width); return its start and set its end. */
-static int next_run(const uint8_t *mask, int x, int width, int *end) {
-  uint64_t eight;
-  while (x + 8 <= width && (memcpy(&eight, mask + x, 8), !eight)) x += 8;
-  while (x < width && !mask[x]) x++;
-  for (*end = x; *end < width && mask[*end]; ++*end) continue;
-  return x;
-}
-
-/* Convert a run of pixels: to = (from - mean) * scale. */
-static void convert(float *restrict to, const uint8_t *restrict from, int count, int channels,
-                    const float *mean, const float *scale) {
-  int is_plain = 1;
-  for (int c = 0; c < channels; c++) is_plain &= mean[c] == 0 && scale[c] == 1;
-  if (is_plain)
-    for (int i = 0; i < count * channels; i++) to[i] = (float)from[i];
-  else
-    for (int i = 0; i < count; i++)
-      for (int c = 0; c < channels; c++)
-        to[i * channels + c] = ((float)from[i * channels + c] - mean[c]) * scale[c];
-}
-
-int32_t delta_feed_bytes(delta_program *program, float *state, const uint8_t *pixels,
-                         const uint8_t *changed, int32_t block, const float *mean,
-                         const float *scale) {
-  const delta_map *map = program->maps + program->input;
-  if (changed && expand(program, changed, block)) return -1;
-  for (int y = 0; y < map->height; y++) {
-    const uint8_t *mask = input_mask(program) + (int64_t)y * map->width;
-    const uint8_t *from = pixels + (int64_t)y * map->width * map->channels;
-    float *to = state + map->offset + (int64_t)y * map->pitch * map->stride;
-    for (int end = map->width, x = changed ? next_run(mask, 0, map->width, &end) : 0;
-         x < map->width; x = next_run(mask, end, map->width, &end)) {
-      convert(to + x * map->stride, from + x * map->channels, end - x, map->channels, mean, scale);
-      if (!changed) break;
-    }
-  }
-  return 0;
-}
-
-int32_t delta_feed_floats(delta_program *program, float *state, const float *pixels,
-                          const uint8_t *changed, int32_t block) {
-  const delta_map *map = program->maps + program->input;
-  if (!changed) {
-    for (int64_t y = 0; y < map->height; y++)
-      memcpy(state + map->offset + y * map->pitch * map->stride,
-             pixels + y * map->width * map->channels, 4 * (size_t)map->width * map->channels);
-    return 0;
-  }
-  if (expand(program, changed, block)) return -1;
-  for (int y = 0; y < map->height; y++) {
-    const uint8_t *mask = input_mask(program) + (int64_t)y * map->width;
-    for (int end, x = next_run(mask, 0, map->width, &end); x < map->width;
-         x = next_run(mask, end, map->width, &end))
-      memcpy(state + map->offset + ((int64_t)y * map->pitch + x) * map->stride,
-             pixels + ((int64_t)y * map->width + x) * map->channels,
-             4 * (size_t)(end - x) * map->channels);
-  }
-  return 0;
-}
-
-/* --- dirty sets --------------------------------------------------------------------------- */
-
-static void join_masks(uint8_t *restrict to, const uint8_t *restrict from, int64_t count) {
-  for (int64_t i = 0; i < count; i++) to[i] |= from[i];
-}
-
-/* Write which windows of a step hold a dirty position: exact, or a little more where the window
- * has holes. */
-static void dilate(const delta_program *program, const delta_step *plan, const delta_map *target,
-                   uint8_t *to) {
-  const delta_map *map = program->maps + plan->source;
-  const uint8_t *mask = program->masks + map->mask;
-  int reach = (plan->kernel_x - 1) * plan->dilation_x, step = plan->stride_x;
-  uint8_t *line = program->line;
-  for (int y = 0; y < target->height; y++, to += target->width) {
-    int any = 0;
-    for (int u = 0; u < plan->kernel_y; u++) {
-      int from = y * plan->stride_y - plan->pad_y + u * plan->dilation_y;
-      if (from < 0 || from >= map->height) continue;
-      const uint8_t *row = mask + (int64_t)from * map->width;
-      if (is_empty(row, map->width)) continue;
-      if (any) join_masks(line, row, map->width);
-      else memcpy(line, row, (size_t)map->width);
-      any = 1;
-    }
-    memset(to, 0, (size_t)target->width);
-    if (!any) continue;
-    for (int end, x = next_run(line, 0, map->width, &end); x < map->width;
-         x = next_run(line, end, map->width, &end)) {
-      int first = x + plan->pad_x - reach, last = (end - 1 + plan->pad_x) / step;
-      first = first <= 0 ? 0 : (first + step - 1) / step;
-      if (last >= target->width) last = target->width - 1;
-      if (first <= last) memset(to + first, 1, (size_t)(last - first + 1));
-    }
-  }
-}
-
-/* Write the dirty set of a chain: what its first step reads, and the last step's residual. */
-static void spread(const delta_program *program, int32_t first, int32_t last, uint8_t *to) {
-  const delta_step *plan = &program->steps[first].plan;
-  const delta_map *target = program->maps + program->steps[last].plan.target;
-  const delta_map *map = program->maps + plan->source;
-  int64_t count = (int64_t)target->height * target->width;
-  if (plan->kind == PICK) {
-    const packed_step *step = program->steps + first;
-    for (int y = 0; y < target->height; y++)
-      for (int x = 0; x < target->width; x++) {
-        int row = step->rows[y], column = step->columns[x];
-        to[(int64_t)y * target->width + x] =
-            row >= 0 && column >= 0 && program->masks[map->mask + (int64_t)row * map->width + column];
-      }
-  } else if (plan->kernel_y * plan->kernel_x * plan->stride_y * plan->stride_x == 1) {
-    memcpy(to, program->masks + map->mask, (size_t)count);
-  } else {
-    dilate(program, plan, target, to);
-  }
-  if (plan->second >= 0)
-    join_masks(to, program->masks + program->maps[plan->second].mask, count);
-  for (int32_t s = first; s <= last; s++)
-    if (program->steps[s].plan.residual >= 0)
-      join_masks(to, program->masks + program->maps[program->steps[s].plan.residual].mask, count);
-}
-
-static int32_t listed(const uint8_t *mask, int height, int width, int32_t *list) {
-  int32_t count = 0;
-  for (int y = 0; y < height; y++, mask += width)
-    for (int end, x = next_run(mask, 0, width, &end); x < width;
-         x = next_run(mask, end, width, &end))
-      for (; x < end; x++) list[count++] = (int32_t)((uint32_t)y << 16 | (uint32_t)x);
-  return count;
-}
 
 static int64_t now_ns(void) {
   struct timespec now;
@@ -388,43 +234,162 @@ static int64_t now_ns(void) {
   return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-int32_t delta_run(delta_program *program, float *state, const float *thresholds,
-                  const float *dense_above, int32_t full, int32_t *dirty, int32_t *changed,
-                  int64_t *spent_ns) {
-  int32_t not_finite = 0;
-  for (int32_t first = 0, last; first < program->step_count; first = last + 1) {
-    for (last = first; program->steps[last].plan.chained; last++) continue;
-    const delta_step *plan = &program->steps[last].plan;
-    const delta_map *target = program->maps + plan->target;
-    int64_t started_ns = spent_ns ? now_ns() : 0;
-    int64_t positions = (int64_t)target->height * target->width;
-    uint8_t *mask = program->masks + target->mask;
-    if (plan->kind == JOIN) {
-      if (!full && plan->second == 0) memset(mask, 0, (size_t)positions);
-      if (!full) join_masks(mask, program->masks + program->maps[plan->source].mask, positions);
-      continue;
-    }
-    job job = {thresholds[last], full, program->list, (int32_t)positions, NULL, 0, 0};
-    if (!full) {
-      uint8_t *wanted = plan->prunes ? program->wanted : mask;
-      spread(program, first, last, wanted);
-      int32_t count = listed(wanted, target->height, target->width, program->list);
-      for (int32_t s = first; s <= last; s++) dirty[s] = count;
-      job.is_dense = (float)count >= dense_above[last] * (float)positions;
-      if (!job.is_dense) job.count = count;
-      if (plan->prunes && !job.is_dense) {
-        job.mask = mask;
-        memset(mask, 0, (size_t)positions);
-      } else if (plan->prunes) {
-        memcpy(mask, wanted, (size_t)positions);
-      }
-    }
-    if (full)
-      for (int32_t s = first; s <= last; s++) dirty[s] = (int32_t)positions;
-    program->kernels->run(program, state, first, last, &job);
-    for (int32_t s = first; s <= last; s++) changed[s] = job.changed;
-    if (spent_ns) spent_ns[last] += now_ns() - started_ns;
-    not_finite |= job.not_finite;
+#include "delta_pixels.h"
+
+/* --- running ------------------------------------------------------------------------------ */
+
+typedef struct {
+  float *state;
+  const delta_frame *frame;
+  const float *thresholds, *dense_above;
+  int32_t *dirty, *changed;
+  int64_t *spent_ns, since_ns;
+  int32_t has_all_pixels, not_finite;
+} running;
+
+static int32_t chain_end(const delta_program *program, int32_t first) {
+  while (program->steps[first].plan.chained) first++;
+  return first;
+}
+
+/* Find what the steps of a segment must compute; return that as a share of all their work. */
+static double find_sets(const delta_program *program, int32_t first, int32_t last) {
+  double wanted = 0, whole = 0;
+  for (int32_t s = first, end; s <= last; s = end + 1) {
+    end = chain_end(program, s);
+    const delta_step *plan = &program->steps[s].plan;
+    int32_t to = program->steps[end].plan.target;
+    const delta_map *target = program->maps + to;
+    int64_t count = positions_of(target);
+    uint8_t *dirty = dirty_of(program, to);
+    int is_first = plan->kind != JOIN || plan->second == 0;
+    if (is_first && target->is_shared) memset(program->needs + target->mask, 0, (size_t)count);
+    if (plan->kind != JOIN) spread(program, s, end, dirty);
+    else if (is_first) memcpy(dirty, dirty_of(program, plan->source), (size_t)count);
+    else join_masks(dirty, dirty_of(program, plan->source), count);
   }
-  return not_finite;
+  for (int32_t end = last, s; end >= first; end = s - 1) {
+    for (s = end; s > first && program->steps[s - 1].plan.chained; s--) continue;
+    int32_t to = program->steps[end].plan.target;
+    need(program, s, end);
+    double cost = 0, count = (double)positions_of(program->maps + to);
+    for (int32_t i = s; i <= end; i++) cost += program->steps[i].cost;
+    wanted += cost * (double)counted(wanted_of(program, to), positions_of(program->maps + to));
+    whole += cost * count;
+  }
+  return whole > 0 ? wanted / whole : 1;
+}
+
+/* Compute what a job says, and note what it did. */
+static void execute(delta_program *program, running *run, int32_t first, int32_t last, job *job) {
+  program->kernels->run(program, run->state, first, last, job);
+  int64_t now = run->spent_ns ? now_ns() : 0;
+  if (run->spent_ns) run->spent_ns[last] += now - run->since_ns;
+  run->since_ns = now;
+  for (int32_t s = first; s <= last; s++)
+    run->dirty[s] += job->count, run->changed[s] += job->changed;
+  run->not_finite |= job->not_finite;
+}
+
+static void run_chain(delta_program *program, running *run, int32_t first, int32_t last,
+                      int is_dense) {
+  const delta_step *plan = &program->steps[last].plan;
+  const delta_map *target = program->maps + plan->target;
+  const uint8_t *wanted = wanted_of(program, plan->target);
+  int64_t positions = positions_of(target);
+  job job = {run->thresholds[last], is_dense, program->list, 0, (int32_t)positions, NULL, 0, 0};
+  if (!is_dense) {
+    job.count = listed(wanted, target->height, target->width, program->list);
+    if (program->steps[first].plan.source == program->input && !run->has_all_pixels)
+      convert_windows(program, run->frame, &program->steps[first].plan, target, wanted);
+    if (plan->prunes) {
+      job.mask = dirty_of(program, plan->target);
+      memset(job.mask, 0, (size_t)positions);
+    }
+  } else if (program->steps[first].plan.source == program->input && !run->has_all_pixels) {
+    convert_rows(program, run->frame, 0, program->maps[program->input].height);
+    run->has_all_pixels = 1;
+  }
+  execute(program, run, first, last, &job);
+}
+
+/* Return how many rows of a map can be computed from the rows that others have come down to. */
+static int32_t rows_ready(const delta_program *program, int32_t first, int32_t last) {
+  const packed_step *step = program->steps + first;
+  const delta_step *plan = &step->plan;
+  const delta_map *target = program->maps + program->steps[last].plan.target;
+  int32_t height = program->maps[plan->source].height, ready = target->height;
+  int32_t done = program->rows[plan->source], reach = (plan->kernel_y - 1) * plan->dilation_y;
+  if (plan->kind == PICK)
+    for (int32_t y = 0; y < ready; y++) ready = step->rows[y] >= done ? y : ready;
+  else if (done < height && done - 1 + plan->pad_y < reach)
+    return 0;
+  else if (done < height && (done - 1 + plan->pad_y - reach) / plan->stride_y + 1 < ready)
+    ready = (done - 1 + plan->pad_y - reach) / plan->stride_y + 1;
+  if (plan->kind == JOIN) return ready;
+  if (plan->second >= 0 && program->rows[plan->second] < ready) ready = program->rows[plan->second];
+  for (int32_t s = first; s <= last; s++) {
+    int32_t beside = program->steps[s].plan.residual;
+    if (beside >= 0 && program->rows[beside] < ready) ready = program->rows[beside];
+  }
+  return ready;
+}
+
+/* Compute everything, band by band: each map as far down as its sources allow. */
+static void run_full(delta_program *program, running *run) {
+  int32_t *rows = program->rows, height = program->maps[program->input].height;
+  memset(rows, 0, (size_t)program->map_count * sizeof *rows);
+  for (int32_t from = 0; from < height; from = rows[program->input]) {
+    int32_t until = height - from < BAND_ROWS ? height : from + BAND_ROWS;
+    convert_rows(program, run->frame, from, until);
+    rows[program->input] = until;
+    for (int32_t first = 0, last; first < program->step_count; first = last + 1) {
+      last = chain_end(program, first);
+      int32_t to = program->steps[last].plan.target;
+      const delta_map *target = program->maps + to;
+      int32_t ready = rows_ready(program, first, last);
+      if (program->steps[first].plan.kind == JOIN) {
+        int is_first = program->steps[first].plan.second == 0;
+        rows[to] = is_first || ready < rows[to] ? ready : rows[to];
+        continue;
+      }
+      int32_t count = (ready - rows[to]) * target->width;
+      if (count <= 0 || (ready < target->height && count < BAND_POSITIONS)) continue;
+      job job = {0, 1, NULL, rows[to], count, NULL, 0, 0};
+      execute(program, run, first, last, &job);
+      rows[to] = ready;
+    }
+  }
+}
+
+int32_t delta_run(delta_program *program, float *state, const delta_frame *frame,
+                  const float *thresholds, const float *dense_above, int32_t *dirty,
+                  int32_t *changed, int64_t *spent_ns) {
+  running run = {state, frame, thresholds, dense_above, dirty, changed, spent_ns, 0, 0, 0};
+  memset(dirty, 0, (size_t)program->step_count * sizeof *dirty);
+  memset(changed, 0, (size_t)program->step_count * sizeof *changed);
+  if (spent_ns) run.since_ns = now_ns();
+  if (!frame->changed) {
+    run_full(program, &run);
+    return run.not_finite;
+  }
+  take_mask(program, frame);
+  if (program->reads_all_pixels) {
+    convert_rows(program, frame, 0, program->maps[program->input].height);
+    run.has_all_pixels = 1;
+  }
+  for (int32_t first = 0, last; first < program->step_count; first = last + 1) {
+    int32_t segment = program->steps[first].plan.segment;
+    for (last = first; last + 1 < program->step_count; last++)
+      if (program->steps[last + 1].plan.segment != segment) break;
+    int is_dense = find_sets(program, first, last) >= (double)dense_above[last];
+    for (int32_t s = first, end; s <= last; s = end + 1) {
+      end = chain_end(program, s);
+      if (program->steps[s].plan.kind == JOIN) continue;
+      run_chain(program, &run, s, end, is_dense);
+      if (!is_dense && end < last && program->steps[end].plan.prunes)
+        find_sets(program, end + 1, last); /* fewer rows changed than had been feared */
+    }
+  }
+  return run.not_finite;
 }

@@ -70,144 +70,18 @@ INLINE V NAME(activate)(V x, int activation, float low, float high) {
   }
 }
 
-/* ROWS x channels matrix product: to[at[r]][0..nb * LANES) = bias + sum of taps x weights. */
-#define TILE(nb)                                                                                \
-  static __attribute__((noinline)) TARGET void NAME(tile##nb)(                                  \
-      const packed_step *step, const float *from, const int32_t *read, float *to,               \
-      const int32_t *at, const float *w, const float *bias, int relu, int tail) {               \
-    V sum[ROWS][nb];                                                                            \
-    _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++)                                     \
-        _Pragma("GCC unroll 16") for (int c = 0; c < nb; c++) sum[r][c] = LOAD(bias + c * LANES); \
-    for (int t = 0; t < step->tap_count; t++) {                                                 \
-      const float *row[ROWS];                                                                   \
-      _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++) {                                 \
-        row[r] = from + step->taps[t] + read[r];                                                \
-        __asm__("" : "+r"(row[r])); /* one register each: no clever differences */              \
-      }                                                                                         \
-      for (int64_t k = 0; k < step->tap_length; k++, w += nb * LANES) {                         \
-        V weight[nb];                                                                           \
-        _Pragma("GCC unroll 16") for (int c = 0; c < nb; c++) {                                 \
-          weight[c] = LOAD(w + c * LANES);                                                      \
-          KEEP(weight[c]);                                                                      \
-        }                                                                                       \
-        _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++)                                 \
-            _Pragma("GCC unroll 16") for (int c = 0; c < nb; c++) sum[r][c] +=                  \
-            row[r][k] * weight[c];                                                              \
-      }                                                                                         \
-    }                                                                                           \
-    if (relu)                                                                                   \
-      _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++)                                   \
-          _Pragma("GCC unroll 16") for (int c = 0; c < nb; c++) sum[r][c] =                     \
-          NAME(most)(sum[r][c], 0.0f);                                                          \
-    _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++)                                     \
-        _Pragma("GCC unroll 16") for (int c = 0; c < nb - 1; c++) *(V *)(to + at[r] +           \
-                                                                         c * LANES) = sum[r][c]; \
-    if (tail >= LANES)                                                                          \
-      _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++) *(V *)(to + at[r] +               \
-                                                                     (nb - 1) * LANES) =        \
-          sum[r][nb - 1];                                                                       \
-    else {                                                                                      \
-      float edge[ROWS][LANES]; /* indexing sum itself would keep all of it on the stack */      \
-      _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++) *(V *)edge[r] = sum[r][nb - 1];   \
-      for (int r = 0; r < ROWS; r++)                                                            \
-        __builtin_memcpy(to + at[r] + (nb - 1) * LANES, edge[r], 4 * (size_t)tail);             \
-    }                                                                                           \
-  }
+#include "delta_products.h"
 
-TILE(1)
-TILE(2)
-#if COLUMNS >= 3
-TILE(3)
-#endif
-#if COLUMNS >= 4
-TILE(4)
-#endif
-#undef TILE
-
-/* `count` (a multiple of ROWS) rows of a convolution, read at from + read[r], put at to + at[r].
- * Columns beyond the last are written too, up to a full vector, unless `exact`. */
-static TARGET void NAME(convolve)(const packed_step *step, const float *from,
-                                  const int32_t *read, float *to, const int32_t *at, int count,
-                                  int exact) {
-  int columns = step->plan.outputs, vectors = (columns + LANES - 1) / LANES;
-  int relu = step->plan.activation == RELU;
-  int groups = (vectors + COLUMNS - 1) / COLUMNS;
-  int64_t depth = (int64_t)step->tap_count * step->tap_length;
-  const float *w = step->weight, *bias = step->bias;
-  for (int g = 0, done = 0; g < groups; g++) {
-    int nb = (vectors - done + groups - g - 1) / (groups - g);
-    int tail = exact && done + nb == vectors ? columns - (vectors - 1) * LANES : LANES;
-    for (int r = 0; r < count; r += ROWS) switch (nb) {
-        case 1: NAME(tile1)(step, from, read + r, to, at + r, w, bias, relu, tail); break;
-        case 2: NAME(tile2)(step, from, read + r, to, at + r, w, bias, relu, tail); break;
-#if COLUMNS >= 3
-        case 3: NAME(tile3)(step, from, read + r, to, at + r, w, bias, relu, tail); break;
-#endif
-#if COLUMNS >= 4
-        case 4: NAME(tile4)(step, from, read + r, to, at + r, w, bias, relu, tail); break;
-#endif
-      }
-    w += depth * nb * LANES, bias += nb * LANES, to += nb * LANES;
-    done += nb;
-  }
-}
-
-/* One vector of channels of a 3 x 3 depthwise convolution, for all rows. */
-INLINE void NAME(nine)(const float *from, const int64_t *tap, const int32_t *read, float *to,
-                       const int32_t *at, int count, const float *w, int padded, V bias,
-                       int relu, int tail) {
-  V w0 = LOAD(w), w1 = LOAD(w + padded), w2 = LOAD(w + 2 * padded);
-  V w3 = LOAD(w + 3 * padded), w4 = LOAD(w + 4 * padded), w5 = LOAD(w + 5 * padded);
-  V w6 = LOAD(w + 6 * padded), w7 = LOAD(w + 7 * padded), w8 = LOAD(w + 8 * padded);
-  const float *high = from + tap[1], *middle = from + tap[4], *low = from + tap[7];
-  int64_t side = tap[2] - tap[1];
-  for (int r = 0; r < count; r++) {
-    const float *a = high + read[r], *b = middle + read[r], *d = low + read[r];
-    V one = bias + LOAD(a - side) * w0, two = LOAD(a) * w1, three = LOAD(a + side) * w2;
-    one += LOAD(b - side) * w3, two += LOAD(b) * w4, three += LOAD(b + side) * w5;
-    one += LOAD(d - side) * w6, two += LOAD(d) * w7, three += LOAD(d + side) * w8;
-    one += two + three;
-    if (relu) one = NAME(most)(one, 0.0f);
-    if (tail >= LANES) *(V *)(to + at[r]) = one;
-    else NAME(put)(to + at[r], one, tail);
-  }
-}
-
-/* Rows of a depthwise convolution, one vector of channels after the other. */
-static __attribute__((noinline)) TARGET void NAME(depthwise)(
-    const packed_step *step, const float *from, const int32_t *read, float *to,
-    const int32_t *at, int count, int exact) {
-  int channels = step->plan.outputs, padded = (channels + LANES - 1) / LANES * LANES;
-  int relu = step->plan.activation == RELU, taps = step->tap_count;
-  const int64_t *tap = step->taps;
-  for (int c = 0; c < channels; c += LANES, from += LANES, to += LANES) {
-    const float *w = step->weight + c;
-    V bias = LOAD(step->bias + c);
-    int tail = exact ? channels - c : LANES;
-    if (taps == 9) {
-      if (tail < LANES) NAME(nine)(from, tap, read, to, at, count, w, padded, bias, relu, tail);
-      else if (relu) NAME(nine)(from, tap, read, to, at, count, w, padded, bias, 1, LANES);
-      else NAME(nine)(from, tap, read, to, at, count, w, padded, bias, 0, LANES);
-      continue;
-    }
-    for (int r = 0; r < count; r += ROWS) {
-      V sum[ROWS];
-      _Pragma("GCC unroll 16") for (int i = 0; i < ROWS; i++) sum[i] = bias;
-      for (int t = 0; t < taps; t++) {
-        V weight = LOAD(w + t * padded);
-        _Pragma("GCC unroll 16") for (int i = 0; i < ROWS; i++) sum[i] +=
-            LOAD(from + tap[t] + read[r + i]) * weight;
-      }
-      _Pragma("GCC unroll 16") for (int i = 0; i < ROWS; i++)
-          NAME(put)(to + at[r + i], relu ? NAME(most)(sum[i], 0.0f) : sum[i], tail);
-    }
-  }
+INLINE V NAME(larger)(V best, const float *from) { /* not a number wins */
+  V value = LOAD(from);
+  return NAME(choose)((value > best) | (value != value), value, best);
 }
 
 /* Maximum over the part of each window that lies inside the map. */
 static TARGET void NAME(maximum)(const delta_step *plan, const delta_map *map, const float *from,
                                  const int32_t *ys, const int32_t *xs, float *to, int pitch,
                                  int count) {
+  int64_t side = plan->dilation_x * map->stride, line = (int64_t)map->pitch * map->stride;
   for (int r = 0; r < count; r++, to += pitch) {
     int y = ys[r] * plan->stride_y - plan->pad_y, x = xs[r] * plan->stride_x - plan->pad_x;
     int down = plan->dilation_y, across = plan->dilation_x;
@@ -215,15 +89,21 @@ static TARGET void NAME(maximum)(const delta_step *plan, const delta_map *map, c
     int u1 = plan->kernel_y, v1 = plan->kernel_x;
     while (y + (u1 - 1) * down >= map->height) u1--;
     while (x + (v1 - 1) * across >= map->width) v1--;
+    const float *corner = from + (y + u0 * down) * line + (x + v0 * across) * map->stride;
+    int high = u1 - u0, wide = v1 - v0;
+    if (high == 2 && wide == 2) {
+      const float *below = corner + down * line;
+      for (int c = 0; c < plan->outputs; c += LANES) {
+        V best = NAME(larger)(LOAD(corner + c), corner + c + side);
+        *(V *)(to + c) = NAME(larger)(NAME(larger)(best, below + c), below + c + side);
+      }
+      continue;
+    }
     for (int c = 0; c < plan->outputs; c += LANES) {
       V best = (V){0} - __builtin_inff();
-      for (int u = u0; u < u1; u++) {
-        const float *line = from + ((y + u * down) * map->pitch + x) * map->stride + c;
-        for (int v = v0; v < v1; v++) {
-          V value = LOAD(line + v * across * map->stride);
-          best = NAME(choose)((value > best) | (value != value), value, best);
-        }
-      }
+      const float *row = corner + c;
+      for (int u = 0; u < high; u++, row += down * line)
+        for (int v = 0; v < wide; v++) best = NAME(larger)(best, row + v * side);
       *(V *)(to + c) = best;
     }
   }
@@ -277,16 +157,14 @@ static TARGET void NAME(activate_all)(float *x, int floats, int activation, floa
 
 /* Whether a row differs from the old one by more than the threshold anywhere. May read a vector
  * beyond either: what lies there does not count. */
-static TARGET int NAME(differs)(const float *row, const float *old, int count, float threshold) {
-  I found = {0}, here = {0};
+INLINE int NAME(differs)(const float *row, const float *old, int count, float threshold) {
+  I found = {0};
   V limit = threshold - (V){0};
   for (int c = 0; c < count; c += LANES) {
+    I here = *(const I *)(row + c) ^ *(const I *)(old + c);
     if (threshold > 0) {
       V distance = LOAD(row + c) - LOAD(old + c);
-      distance = (V)((I)distance & 0x7fffffff);
-      here = ~(I)(distance <= limit); /* not a number: differs */
-    } else {
-      here = *(const I *)(row + c) ^ *(const I *)(old + c);
+      here = ~(I)((V)((I)distance & 0x7fffffff) <= limit); /* not a number: differs */
     }
     if (c + LANES > count) here &= *(const I *)LANE_NUMBERS < count - c;
     found |= here;
@@ -323,7 +201,7 @@ static TARGET void NAME(compute)(const delta_program *program, const float *stat
     for (int r = 0; r < TILE_POSITIONS; r++) read[r] = r * width;
   } else {
     const delta_map *map = program->maps + plan->source;
-    from = state + map->offset;
+    from = placed(program, state, map);
     if (plan->kind == MAX) {
       NAME(maximum)(plan, map, from, ys, xs, to, pitch, count);
       return;
@@ -352,7 +230,7 @@ static TARGET void NAME(compute)(const delta_program *program, const float *stat
   } else {
     const delta_map *second = plan->second < 0 ? NULL : program->maps + plan->second;
     if (second) NAME(locate)(second, ys, xs, beside);
-    NAME(simple)(step, from, read, second ? state + second->offset : NULL, beside, to, pitch,
+    NAME(simple)(step, from, read, second ? placed(program, state, second) : NULL, beside, to, pitch,
                  count);
   }
 }
@@ -362,10 +240,11 @@ static TARGET void NAME(add_residual)(const delta_program *program, const float 
                                       const delta_step *plan, const int32_t *ys,
                                       const int32_t *xs, float *tile, int pitch, int count) {
   const delta_map *map = program->maps + plan->residual;
+  const float *from = placed(program, state, map);
   int32_t at[TILE_POSITIONS];
   NAME(locate)(map, ys, xs, at);
   for (int r = 0; r < count; r++) {
-    const float *row = state + map->offset + at[r];
+    const float *row = from + at[r];
     for (int c = 0; c < pitch; c += LANES) *(V *)(tile + r * pitch + c) += LOAD(row + c);
   }
   NAME(activate_all)(tile, count * pitch, plan->after, plan->after_low, plan->after_high);
@@ -396,33 +275,37 @@ static TARGET void NAME(activate_home)(const delta_step *plan, const float *tile
 #undef EACH
 }
 
-/* Store finished rows; rows that did not change are left alone where the job compares. */
+/* Store finished rows, and mark the changed ones where the job compares; those that did not
+ * change are left alone, unless they are the same bit for bit. */
 static TARGET void NAME(store)(const delta_map *target, const float *tile, int pitch,
                                float *home, const int32_t *at, const int32_t *ys,
                                const int32_t *xs, int live, job *job) {
-  int compares = job->mask && !job->is_dense, channels = target->channels;
+  int channels = target->channels, whole = channels / LANES * LANES;
+  float threshold = job->threshold;
   for (int r = 0; r < live; r++, tile += pitch) {
     float *row = home + at[r];
-    if (compares) {
-      if (!NAME(differs)(tile, row, channels, job->threshold)) continue;
-      job->mask[(int64_t)ys[r] * target->width + xs[r]] = 1;
+    int changed = 1;
+    if (job->mask) {
+      changed = threshold > 0 ? NAME(differs)(tile, row, channels, threshold)
+                              : NAME(differs)(tile, row, channels, 0);
+      job->mask[(int64_t)ys[r] * target->width + xs[r]] = (uint8_t)changed;
+      if (threshold > 0 && !changed) continue;
     }
-    job->changed++;
-    int c = 0;
-    for (; c + LANES <= channels; c += LANES) *(V *)(row + c) = LOAD(tile + c);
-    if (c < channels) NAME(put)(row + c, LOAD(tile + c), channels - c);
+    job->changed += changed;
+    for (int c = 0; c < whole; c += LANES) *(V *)(row + c) = LOAD(tile + c);
+    if (whole < channels) NAME(put)(row + whole, LOAD(tile + whole), channels - whole);
   }
 }
 
 static TARGET void NAME(run)(const delta_program *program, float *state, int32_t first,
                              int32_t last, job *job) {
   const delta_map *target = program->maps + program->steps[last].plan.target;
-  int widest = LANES, y = 0, x = 0;
+  int widest = LANES, y = job->row, x = 0;
   for (int32_t s = first; s <= last; s++)
     if (program->steps[s].plan.outputs > widest) widest = program->steps[s].plan.outputs;
   int size = TILE_FLOATS / (widest + LANES) / ROWS * ROWS;
   size = size < ROWS ? ROWS : size > TILE_POSITIONS ? TILE_POSITIONS / ROWS * ROWS : size;
-  float *home = state + target->offset;
+  float *home = (float *)placed(program, state, target);
   for (int32_t i = 0; i < job->count; i += size) {
     int32_t ys[TILE_POSITIONS], xs[TILE_POSITIONS], at[TILE_POSITIONS], own[TILE_POSITIONS];
     int live = job->count - i < size ? job->count - i : size;
@@ -440,6 +323,9 @@ static TARGET void NAME(run)(const delta_program *program, float *state, int32_t
     }
     for (int r = live; r < TILE_POSITIONS; r++) ys[r] = ys[0], xs[r] = xs[0];
     NAME(locate)(target, ys, xs, at);
+    if (job->mask) /* what is compared at the end is fetched while the rows are computed */
+      for (int r = 0; r < live; r++)
+        for (int c = 0; c < target->channels; c += 16) __builtin_prefetch(home + at[r] + c, 1);
     const float *before = NULL;
     for (int32_t s = first; s <= last; s++) {
       const packed_step *step = program->steps + s;
@@ -447,7 +333,7 @@ static TARGET void NAME(run)(const delta_program *program, float *state, int32_t
       int is_matrix = plan->kind == CONV || plan->kind == DEPTHWISE;
       int is_plain = plan->activation == NONE || (plan->activation == RELU && is_matrix);
       int is_direct = s == last && is_matrix && is_plain && plan->residual < 0 &&
-                      !(job->mask && !job->is_dense);
+                      !job->mask;
       int pitch = (plan->outputs + LANES - 1) / LANES * LANES;
       float *tile = program->tiles + ((s - first) & 1) * program->tile_floats;
       if (is_direct) {
@@ -458,7 +344,7 @@ static TARGET void NAME(run)(const delta_program *program, float *state, int32_t
       }
       for (int r = 0; r < TILE_POSITIONS; r++) own[r] = r * pitch;
       NAME(compute)(program, state, step, before, ys, xs, tile, own, count, 0);
-      if (s == last && !is_plain && plan->residual < 0 && !(job->mask && !job->is_dense)) {
+      if (s == last && !is_plain && plan->residual < 0 && !job->mask) {
         NAME(activate_home)(plan, tile, pitch, home, at, live);
         job->changed += live;
         break;
@@ -476,7 +362,15 @@ static TARGET void NAME(run)(const delta_program *program, float *state, int32_t
   }
 }
 
-static const struct kernels NAME(kernels) = {TEXT(NAME()), LANES, ROWS, COLUMNS, NAME(run)};
+static TARGET void NAME(convert)(float *restrict to, const uint8_t *restrict from, int count,
+                                 float mean, float scale) {
+  for (int i = 0; i < count; i++) to[i] = ((float)from[i] - mean) * scale;
+}
+
+#include "delta_mask.h"
+
+static const struct kernels NAME(kernels) = {
+    TEXT(NAME()), LANES, ROWS, COLUMNS, NAME(run), NAME(convert), NAME(mask)};
 #undef V
 #undef I
 #undef INLINE

@@ -32,18 +32,18 @@ int main(int count, char **names) {
     RESOLVE(columns);
     RESOLVE(picked);
   }
+  float *scratch = calloc((size_t)head[7] + 16, sizeof *scratch);
   delta_program *program =
-      delta_create(maps, maps_n, steps, steps_n, head[2], head[4], "");
+      delta_create(maps, maps_n, steps, steps_n, head[2], head[4], scratch, "");
   float *state = calloc((size_t)floats + 16, sizeof *state);
   float *thresholds = calloc((size_t)steps_n, sizeof *thresholds);
   float *above = calloc((size_t)steps_n, sizeof *above);
   int32_t *dirty = calloc((size_t)steps_n, 8), *changed = dirty + steps_n;
-  if (!program || !state || !thresholds || !above || !dirty) return 3;
+  if (!scratch || !program || !state || !thresholds || !above || !dirty) return 3;
   for (int64_t i = 0; i < steps_n; i++) above[i] = 2;
-  delta_feed_floats(program, state, first, NULL, 1);
-  if (delta_run(program, state, thresholds, above, 1, dirty, changed, NULL)) return 4;
-  delta_feed_floats(program, state, second, mask, 1);
-  if (delta_run(program, state, thresholds, above, 0, dirty, changed, NULL)) return 5;
+  delta_frame before = {NULL, first, 0, 1, NULL, 1}, after = {NULL, second, 0, 1, mask, 1};
+  if (delta_run(program, state, &before, thresholds, above, dirty, changed, NULL)) return 4;
+  if (delta_run(program, state, &after, thresholds, above, dirty, changed, NULL)) return 5;
   FILE *out = fopen(names[2], "wb");
   if (!out || fwrite(state, sizeof *state, (size_t)floats, out) != (size_t)floats) return 6;
   fclose(out);

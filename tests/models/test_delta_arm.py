@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.delta.native import FOLDER, NativeProgram, _Arena, library
+from models.delta.library import FOLDER
+from models.delta.native import NativeProgram, _Arena, library
 from models.delta.onnxfile import write_model
 from tests.delta_nets import changed, random_net
 from tests.models.test_delta_exact import ZOO, compiled
@@ -58,19 +59,19 @@ def written(program: NativeProgram, frames: list[np.ndarray], mask: np.ndarray) 
     steps = b"".join(bytes(row) for row in rows)
     plan = program.plan
     head = [len(maps), len(rows), program._index[plan.input_name], plan.state_floats]
-    head += [mask_bytes, mask.size, len(blob), 0]
+    head += [mask_bytes, mask.size, len(blob), plan.scratch_floats]
     parts = [np.array(head, np.int64).tobytes(), bytes(maps), steps]
     parts += [frame.tobytes() for frame in frames]
     return b"".join([*parts, mask.tobytes(), blob])
 
 
-@pytest.mark.parametrize("which", ["detector", "random 3", "random 8"])
+@pytest.mark.parametrize("which", ["detector", "random 3", "random 8", "random 8 tight"])
 def test_arm_computes_what_this_processor_does(which: str, driver: Path, tmp_path: Path) -> None:
     if which == "detector":
         data, size = (ZOO / "person-detector-small.onnx").read_bytes(), (64, 96)
     else:
         data, size = write_model(random_net(int(which.split()[1]))), (31, 42)
-    _, _, plan = compiled(data, size)
+    _, _, plan = compiled(data, size, 0 if which.endswith("tight") else 1 << 30)
     program = NativeProgram(plan, "plain")
     program.dense_above[:] = 2
     rng = np.random.default_rng(5)

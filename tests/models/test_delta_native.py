@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.delta.native import NativeProgram, library
+from models.delta.native import NativeProgram, block_sums, copy_cells, library
 from models.delta.onnxfile import write_model
 from models.delta.plan import Plan, work_left
 from models.wire import ModelError
@@ -120,6 +120,8 @@ def test_frames_of_another_size_or_a_foreign_state_are_refused(plan: Plan) -> No
     before = state.floats.copy()
     with pytest.raises(ValueError, match="pixels are"):
         program.run(state, picture()[:-1])
+    with pytest.raises(ValueError, match="are none"):
+        program.run(state, picture(), np.zeros((8, 8), np.uint8), block=0)
     with pytest.raises(ValueError, match="the mask is"):
         program.run(state, picture(), np.zeros((8, 8), np.uint8))
     assert state.is_warm
@@ -147,16 +149,18 @@ def test_bytes_and_masks_by_block(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_nobody_writes_into_the_ring(seed: int) -> None:
+@pytest.mark.parametrize("budget_bytes", [0, 1 << 30])
+def test_nobody_writes_into_the_ring(seed: int, budget_bytes: int) -> None:
     """The zeros around a map are read as padding: they stay zeros."""
     size = (37, 41)
-    plan = compiled(write_model(random_net(seed)), size)[2]
+    plan = compiled(write_model(random_net(seed)), size, budget_bytes)[2]
     program = NativeProgram(plan)
     state = program.new_state()
     rng = np.random.default_rng(seed)
     program.run(state, rng.uniform(-1, 1, (*size, 3)).astype(np.float32))
     for buffer in plan.buffers.values():
-        whole = state.floats[buffer.offset : buffer.offset + buffer.floats]
+        floats = program.scratch if buffer.is_shared else state.floats
+        whole = floats[buffer.offset : buffer.offset + buffer.floats]
         lines = whole.reshape(-1, buffer.pitch, buffer.channels).copy()
         top, left = buffer.ring[:2]
         lines[top : top + buffer.height, left : left + buffer.width] = 0
@@ -166,3 +170,51 @@ def test_nobody_writes_into_the_ring(seed: int) -> None:
 def test_an_unknown_variant_is_refused(plan: Plan) -> None:
     with pytest.raises(ModelError, match="no native kernels 'abacus'"):
         NativeProgram(plan, "abacus")
+
+
+@pytest.mark.parametrize("block", [1, 4, 8])
+@pytest.mark.parametrize(
+    "shape", [(384, 640, 3), (37, 41, 3), (5, 3, 1), (17, 700, 4), (9, 1500, 3)]
+)
+def test_block_sums_are_those_of_numpy(shape: tuple[int, int, int], block: int) -> None:
+    rng = np.random.default_rng(block)
+    now, reference = rng.integers(0, 256, (2, *shape)).astype(np.uint8)
+    now[:block, :block], reference[:block, :block] = 255, 0  # the largest sum there can be
+    cells = (-(-shape[0] // block), -(-shape[1] // block))
+    sums = np.full(cells, 7, np.uint16)
+    totals = block_sums(now, reference, block, sums)
+    signed = now.astype(int) - reference
+    rows = np.add.reduceat(abs(signed).sum(2), np.arange(0, shape[0], block), axis=0)
+    assert (sums == np.add.reduceat(rows, np.arange(0, shape[1], block), axis=1)).all()
+    assert totals == (abs(signed).sum(), signed.sum())
+
+
+@pytest.mark.parametrize("block", [1, 4, 8])
+@pytest.mark.parametrize("shape", [(37, 41, 3), (5, 3, 1)])
+def test_copied_cells_and_no_others_equal_the_frame(
+    shape: tuple[int, int, int], block: int
+) -> None:
+    rng = np.random.default_rng(block)
+    now, reference = rng.integers(0, 256, (2, *shape)).astype(np.uint8)
+    cells = (-(-shape[0] // block), -(-shape[1] // block))
+    mask = rng.integers(0, 2, cells).astype(np.uint8)
+    mask[-1, -1] = 255
+    pixels = np.repeat(np.repeat(mask, block, 0), block, 1)[: shape[0], : shape[1], None]
+    wanted = np.where(pixels > 0, now, reference)
+    copy_cells(reference, now, mask, block)
+    assert (reference == wanted).all()
+
+
+def test_images_that_do_not_fit_the_cells_are_refused() -> None:
+    now, sums = np.zeros((8, 12, 3), np.uint8), np.zeros((2, 3), np.uint16)
+    for other, block, into in [
+        (now[:-1], 4, sums),
+        (now, 8, sums),
+        (now, 16, np.zeros((1, 1), np.uint16)),
+        (np.asfortranarray(now), 4, sums),
+        (now, 4, sums.astype(np.uint8)),
+    ]:
+        with pytest.raises(ValueError, match=r"is not|are too|do not"):
+            block_sums(now, other, block, into)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="is not a contiguous"):
+        copy_cells(now.copy(), now, np.zeros((2, 2), np.uint8), 4)

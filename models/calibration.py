@@ -1,0 +1,191 @@
+"""Choose by which setting a camera's frames are reused, on frames with known full answers.
+
+Owns the trials of one camera and model while they run; never decides when to calibrate. Invariant:
+a setting is chosen only if the lower confidence bound of its agreement with the full passes
+reaches the target, and only if it is faster than full passes; else the verdict is "off".
+
+All settings are tried side by side on the same frames, because only then do their speeds and
+agreements compare: gates alone need no more than a reference image each, those with sparse passes
+behind them a camera's activations each, as many as memory allows. What is shown to be too
+inexact or too slow leaves early. The target is the smaller of `TARGET` and the noise floor: the
+full pass's agreement with itself when a grey level of noise is added.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.delta.mask import ChangeMask
+from models.evidence import Evidence
+from models.images import Pixels
+from models.ladder import Ladder, Setting, Track
+from models.wire import Box
+
+TARGET = 0.98
+Z = 0.8
+GATES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.09)
+SPARSE = (  # (gate, level of thresholds), most often useful first
+    (0.04, 1.0),
+    (0.01, 1.0),
+    (0.06, 1.0),
+    (0.02, 2.0),
+    (0.05, 2.0),
+    (0.09, 1.0),
+)
+ENOUGH_BOXES = 400.0
+MOST_FRAMES = 1500
+MOST_S = 280.0  # of footage: the verdict is there within five minutes
+FLOOR_FRAMES = 4  # every so many get a noisy copy
+LEAST_DOMAIN = 0.25  # share of changed cells: less is no change of character
+LEAST_GAIN = 0.97  # of the full pass's time: what saves less is not worth having
+STATES_BYTES = 144 << 20
+GIVE_UP_FRAMES, GIVE_UP_Z = 24, 2.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a calibration found: a setting, or None for "off", and why."""
+
+    setting: Setting | None
+    reason: str
+    target: float
+    share: float  # of cells changed, typically, between two passes of the strictest trial
+
+
+@dataclass(eq=False)
+class Trial:
+    """One setting tried beside the full passes."""
+
+    track: Track
+    evidence: Evidence = field(default_factory=Evidence)
+    spent_s: float = 0.0
+    passes: int = 0
+    shares: list[float] = field(default_factory=list)
+
+    @property
+    def setting(self) -> Setting:
+        return self.track.setting
+
+    def step(self, pixels: Pixels, full: list[Box], full_s: float) -> None:
+        """Answer a frame under the setting; a full pass costs what it costs and says `full`."""
+        track = self.track
+        started_s = time.thread_time()
+        change = track.compare(pixels)
+        if self.setting.level is not None or track.holds(change):
+            rung = track.step(pixels, change)
+        else:
+            track.reference, track.boxes, rung = pixels, full, "full"
+            self.spent_s += full_s
+        self.spent_s += time.thread_time() - started_s
+        if rung in ("sparse", "full"):
+            self.passes += 1
+            if change is not None:
+                self.shares.append(change.share)
+        self.evidence.add(full, track.boxes)
+
+    def cost_s(self) -> float:
+        """Return the mean seconds a frame."""
+        return self.spent_s / max(1, self.evidence.frames)
+
+
+class Calibration:
+    """Find the fastest setting that agrees well enough. Not for concurrent use."""
+
+    def __init__(
+        self,
+        ladder: Ladder,
+        size: tuple[int, int],
+        *,
+        states_bytes: int = STATES_BYTES,
+        seed: int = 0,
+    ) -> None:
+        """Prepare the trials for canvases of `size` (height, width)."""
+        self._ladder = ladder
+        self._mask = ChangeMask(*size)
+        self._random = np.random.default_rng(seed)
+        self._floor = Evidence()
+        settings = [Setting(gate) for gate in GATES]
+        if (differential := ladder.differential) is not None:
+            room = states_bytes // max(1, differential.state_bytes)
+            settings += [Setting(*one) for one in SPARSE[: max(1, room)]]
+        self._trials = [Trial(ladder.track(setting, self._mask)) for setting in settings]
+        self.trials = tuple(self._trials)
+        self._frames = 0
+        self._began_s = 0.0
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of the trials' references and activations; shared images count once."""
+        images = {id(trial.track.reference): trial.track.size_bytes for trial in self._trials}
+        return sum(images.values())
+
+    @property
+    def target(self) -> float:
+        """Return what agreement has to reach: the noise floor where that is lower."""
+        return min(TARGET, self._floor.agreement)
+
+    def observe(self, pixels: Pixels, full: list[Box], now_s: float) -> Verdict | None:
+        """Learn from a frame and the answer of its full pass; return the verdict once known.
+
+        Raises ModelError when a trial's pass fails.
+        """
+        if self._frames == 0:
+            self._began_s = now_s
+            if self._ladder.runner.full(pixels) != full:
+                reason = "off: the model answers the same frame differently: nothing can be reused"
+                return Verdict(None, reason, TARGET, 0.0)
+        self._frames += 1
+        if self._frames % FLOOR_FRAMES == 0:
+            self._floor.add(full, self._ladder.runner.full(self._noisy(pixels)))
+        full_s = self._ladder.costs.full_s
+        for trial in self._trials:
+            trial.step(pixels, full, full_s)
+        if self._frames % GIVE_UP_FRAMES == 0:
+            self._give_up(full_s)
+        boxes = self._trials[0].evidence.boxes
+        late = self._frames >= MOST_FRAMES or now_s - self._began_s >= MOST_S
+        return self.conclude() if boxes >= ENOUGH_BOXES or late else None
+
+    def cut(self) -> None:
+        """Say that the next frame does not follow the last one: all references are dropped."""
+        for trial in self._trials:
+            trial.track.drop()
+
+    def conclude(self) -> Verdict:
+        """Return the verdict on what has been seen so far."""
+        full_s, target, strict = self._ladder.costs.full_s, self.target, self._trials[0]
+        good = [trial for trial in self._trials if trial.evidence.bounds(Z)[0] >= target]
+        best = min(good, key=Trial.cost_s, default=None)
+        share = float(np.median(strict.shares)) if strict.shares else 0.0
+        if best is None:
+            boxes = strict.evidence.boxes
+            reason = f"off: no setting agrees to {target:.3f} for sure over {boxes:.0f} boxes"
+            return Verdict(None, reason, target, share)
+        if best.cost_s() > LEAST_GAIN * full_s:
+            return Verdict(None, "off: reuse is no faster than full passes here", target, share)
+        seen = 2 * float(np.quantile(best.shares, 0.98)) if best.shares else 0.0
+        setting = Setting(best.setting.gate, best.setting.level, max(LEAST_DOMAIN, seen))
+        reason = (
+            f"agrees to {best.evidence.agreement:.3f} (for sure to {best.evidence.bounds(Z)[0]:.3f}"
+            f", wanted {target:.3f}) at {full_s / best.cost_s():.1f} x the speed of full passes"
+        )
+        return Verdict(setting, reason, target, share)
+
+    def _noisy(self, pixels: Pixels) -> Pixels:
+        noisy = pixels + self._random.normal(0, 1, pixels.shape).astype(np.float32)
+        return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+    def _give_up(self, full_s: float) -> None:
+        """End the trials that are surely too inexact, and sparse ones slower than full passes."""
+        target = self.target
+        strict, *rest = self._trials
+        self._trials = [strict]
+        for trial in rest:
+            slow = trial.setting.level is not None and trial.cost_s() > full_s
+            if not slow and trial.evidence.bounds(GIVE_UP_Z)[1] >= target:
+                self._trials.append(trial)
+            else:
+                trial.track.drop()

@@ -1,0 +1,111 @@
+"""How sure we may be that reused answers agree with full passes.
+
+Owns the measure of agreement between two answers and the confidence bounds on it; never runs a
+model. Invariant: the lower bound never exceeds what was observed, nor the upper bound falls below
+it; without evidence they are 0 and 1.
+
+Agreement is F1: twice the matched boxes over all boxes (IoU >= .5, same class, greedily by IoU).
+Frames of one scene resemble each other, so the bounds (Wilson, 1927) count blocks of frames: the
+number of boxes is divided by how much more blocks vary than independent boxes would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from models.wire import Box
+
+IOU_MATCH = 0.5
+BLOCK_FRAMES = 8
+EMPTY_WEIGHT = 0.1  # of a frame on which both answers say "nothing", in boxes
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Return the intersection over union of two boxes, 0..1."""
+    wide = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    high = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    both = wide * high
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
+    return both / union if union > 0 else 0.0
+
+
+def matched(first: Sequence[Box], second: Sequence[Box]) -> int:
+    """Return how many boxes pair up, best overlap first. O(n * m)."""
+    pairs = sorted(
+        (
+            (overlap(a, b), i, j)
+            for i, a in enumerate(first)
+            for j, b in enumerate(second)
+            if a[5] == b[5]
+        ),
+        reverse=True,
+    )
+    free_first, free_second, count = set(range(len(first))), set(range(len(second))), 0
+    for score, i, j in pairs:
+        if score < IOU_MATCH:
+            break
+        if i in free_first and j in free_second:
+            free_first.remove(i)
+            free_second.remove(j)
+            count += 1
+    return count
+
+
+def wilson(share: float, count: float, z: float) -> tuple[float, float]:
+    """Return the lower and upper bound of a share observed `count` times, `z` deviations out."""
+    if count <= 0:
+        return 0.0, 1.0
+    middle = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    whole = 1 + z * z / count
+    return max(0.0, (middle - spread) / whole), min(1.0, (middle + spread) / whole)
+
+
+@dataclass
+class Evidence:
+    """Agreement gathered frame by frame; blocks are runs of `BLOCK_FRAMES` frames."""
+
+    frames: int = 0
+    _blocks: list[list[float]] = field(default_factory=list)  # [twice matched, all boxes]
+    _empty: int = 0
+
+    def add(self, full: Sequence[Box], given: Sequence[Box]) -> float:
+        """Count one frame; return its agreement, 0..1."""
+        both = 2 * matched(full, given)
+        total = len(full) + len(given)
+        if self.frames % BLOCK_FRAMES == 0:
+            self._blocks.append([0.0, 0.0])
+        self._blocks[-1][0] += both
+        self._blocks[-1][1] += total
+        self.frames += 1
+        self._empty += total == 0
+        return both / total if total else 1.0
+
+    @property
+    def boxes(self) -> float:
+        """Return the boxes seen, averaged over the two answers."""
+        return sum(block[1] for block in self._blocks) / 2
+
+    @property
+    def agreement(self) -> float:
+        """Return F1, 1 when there were no boxes."""
+        total = sum(block[1] for block in self._blocks)
+        return sum(block[0] for block in self._blocks) / total if total else 1.0
+
+    def bounds(self, z: float) -> tuple[float, float]:
+        """Return the lower and upper confidence bound of F1, `z` deviations out. O(blocks)."""
+        share = self.agreement
+        count = self.boxes / self._design() + EMPTY_WEIGHT * self._empty
+        return wilson(share, count, z)
+
+    def _design(self) -> float:
+        """Return how many times more F1 varies between blocks than between boxes, at least 1."""
+        share, boxes = self.agreement, self.boxes
+        filled = [block for block in self._blocks if block[1]]
+        if len(filled) < 2 or not 0 < share < 1:
+            return 1.0
+        spread = sum(((both - share * total) / 2) ** 2 for both, total in filled)
+        spread *= len(filled) / (len(filled) - 1)
+        return max(1.0, spread / (boxes * share * (1 - share)))

@@ -1,0 +1,444 @@
+"""The reuse ladder of one camera and one model: same bytes, gate, sparse pass, full pass.
+
+Owns the reference image and answer, the camera's activations, and the setting by which rungs are
+taken; never decodes pixels nor reads a wall clock (`now_s` is CLOCK_MONOTONIC). Invariants: an
+answer is reused only for the same canvas geometry, at most `TTL_S` after the last full pass, and
+only if no more cells changed against the reference than the setting allows; the reference is what
+the held answer and the activations were computed from, cell by cell, so that slow drift adds up
+against it; whatever lies outside of what calibration has seen gets a full pass.
+
+Before a camera is calibrated only the strict setting applies: an answer is reused when not one
+cell changed by more than noise. Calibration then picks a setting, or "off"; audits watch it:
+about every hundredth frame gets a full pass whatever the rung said, which is compared with what
+the rung would have answered and which refreshes the reference. A breach tightens the setting,
+then switches it off; a scene that has changed its character is calibrated again.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from models.delta.differential import CameraState, Differential
+from models.delta.layers import Floats
+from models.delta.mask import Change, ChangeMask, copy_cells
+from models.evidence import Evidence
+from models.images import Pixels
+from models.wire import Box, ModelError, Rung
+
+if TYPE_CHECKING:
+    from models.calibration import Calibration, Verdict
+
+TTL_S = 30.0
+CELL_PX = 4
+GATE_LEVEL = 8.0  # grey levels: a cell that counts against the gate
+FINE_LEVEL = 1.0  # grey levels: near such cells, one that a sparse pass computes again
+AUDIT_FRAMES = (70, 130)  # 1 % of the frames
+PROBE_FRAMES = 32  # while off the mask runs on one frame of so many
+STRANGE_SHARE = 0.5  # of the last passes beyond the calibrated domain: calibrate again
+STRANGE_WINDOW = 32
+BREACH_Z = 3.0  # one frame's boxes stand or fall together
+CLEAN_AUDITS = 16  # without a breach: earlier ones are forgiven
+
+Mode = Literal["strict", "calibrating", "calibrated", "off"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """By what a camera's frames are reused.
+
+    `gate`: share of cells that may have changed for the answer to be reused. `level`: of the
+    thresholds of sparse passes, None for full passes only. `domain`: share of changed cells
+    beyond which nothing was calibrated.
+    """
+
+    gate: float = 0.0
+    level: float | None = None
+    domain: float = 1.0
+
+
+STRICT = Setting()
+
+
+class Runner(Protocol):
+    """What a ladder needs of a loaded model at one canvas geometry."""
+
+    def full(self, pixels: Pixels) -> list[Box]:
+        """Return the answer of a full pass. Raises ModelError."""
+        ...
+
+    def decode(self, outputs: list[Floats], pixels: Pixels) -> list[Box]:
+        """Return the answer in a model's outputs. Raises ModelError."""
+        ...
+
+
+class CostModel:
+    """Thread-CPU seconds of passes on this device, learned as they happen.
+
+    Sparse passes by the share of changed cells, in bins that double; shared by all cameras of a
+    model and size.
+    """
+
+    WEIGHT = 0.2
+    FIRST = 1 / 512
+
+    def __init__(self) -> None:
+        self.full_s = 0.0  # of the model's own session
+        self.dense_s = 0.0  # of the differential executor
+        self._sparse_s: dict[tuple[float, int], float] = {}
+
+    def learn_full(self, spent_s: float) -> None:
+        self.full_s += (self.WEIGHT if self.full_s else 1.0) * (spent_s - self.full_s)
+
+    def learn_dense(self, spent_s: float) -> None:
+        self.dense_s += (self.WEIGHT if self.dense_s else 1.0) * (spent_s - self.dense_s)
+
+    def learn_sparse(self, level: float, share: float, spent_s: float) -> None:
+        key = (level, self._bin(share))
+        old = self._sparse_s.get(key, spent_s)
+        self._sparse_s[key] = old + self.WEIGHT * (spent_s - old)
+
+    def sparse_s(self, level: float, share: float) -> float:
+        """Predict a sparse pass; unmeasured, that of the nearest smaller bin, else half a dense."""
+        index = self._bin(share)
+        below = [i for known, i in self._sparse_s if known == level and i <= index]
+        return self._sparse_s[level, max(below)] if below else self.dense_s / 2
+
+    def forget(self, level: float, share: float) -> None:
+        """Let a prediction fade, so that what was slow once is tried again some day."""
+        key = (level, self._bin(share))
+        if key in self._sparse_s:
+            self._sparse_s[key] *= 0.995
+
+    def _bin(self, share: float) -> int:
+        index, edge = 0, self.FIRST
+        while share > edge and edge < 1:
+            index, edge = index + 1, edge * 2
+        return index
+
+
+class Track:
+    """One reference with its answer and activations, advanced under one setting."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        runner: Runner,
+        differential: Differential | None,
+        costs: CostModel,
+        mask: ChangeMask,
+    ) -> None:
+        self.setting = setting
+        self.boxes: list[Box] = []
+        self.reference: Pixels | None = None
+        self.state: CameraState | None = None
+        self.work = 1.0  # share of the last pass's multiply-accumulates
+        self._runner = runner
+        self._differential = differential
+        self._costs = costs
+        self._mask = mask
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of reference and activations."""
+        image = 0 if self.reference is None else self.reference.nbytes
+        return int(image) + (self.state.size_bytes if self.state else 0)
+
+    def compare(self, pixels: Pixels) -> Change | None:
+        """Return what changed against the reference by the gate's measure; None without one."""
+        if self.reference is None:
+            return None
+        return self._mask.compare(pixels, self.reference, GATE_LEVEL)
+
+    def holds(self, change: Change | None) -> bool:
+        """Return whether the answer may be given again."""
+        return change is not None and (change.kind == "same" or change.share <= self.setting.gate)
+
+    def step(self, pixels: Pixels, change: Change | None) -> Rung:
+        """Answer a frame into `boxes`, by the cheapest rung that the setting allows."""
+        if change is not None and self.holds(change):
+            self.work = 0.0
+            return "same" if change.kind == "same" else "gate"
+        level = self.setting.level
+        if (
+            level is not None
+            and change is not None
+            and change.kind == "local"
+            and change.share <= self.setting.domain
+            and self.state is not None
+            and self.state.is_warm
+        ):
+            fine = self._mask.around(change, FINE_LEVEL)
+            if self._costs.sparse_s(level, fine.share) < self._costs.dense_s:
+                return self._sparse(pixels, fine, level)
+            self._costs.forget(level, fine.share)
+        self.refresh(pixels)
+        return "full"
+
+    def refresh(self, pixels: Pixels) -> None:
+        """Answer a frame by a full pass; it becomes the reference."""
+        started_s = time.thread_time()
+        self.work = 1.0
+        if self.setting.level is None or self._differential is None:
+            self.state = None
+            self.boxes = self._runner.full(pixels)
+            self.reference = pixels
+            self._costs.learn_full(time.thread_time() - started_s)
+        else:
+            if self.state is None:
+                self.state = self._differential.new_state(self.setting.level)
+            self.reference = pixels.copy()  # sparse passes write into it
+            outputs, _ = self._differential.run(self.state, self.reference)
+            self.boxes = self._runner.decode(outputs, pixels)
+            self._costs.learn_dense(time.thread_time() - started_s)
+
+    def _sparse(self, pixels: Pixels, change: Change, level: float) -> Rung:
+        assert self.reference is not None, "step compared with it"
+        assert self._differential is not None, "a state has an owner"
+        assert self.state is not None, "step has looked"
+        started_s = time.thread_time()
+        if not self.reference.flags.writeable:
+            self.reference = self.reference.copy()
+        copy_cells(self.reference, pixels, change, CELL_PX)
+        outputs, self.work = self._differential.run(
+            self.state, self.reference, change.cells, CELL_PX
+        )
+        self.boxes = self._runner.decode(outputs, pixels)
+        self._costs.learn_sparse(level, change.share, time.thread_time() - started_s)
+        return "sparse"
+
+    def drop(self) -> None:
+        """Forget everything: the next frame gets a full pass."""
+        self.reference, self.state, self.boxes = None, None, []
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a ladder answered: boxes, the rung, and work that may be done after the reply."""
+
+    boxes: list[Box]
+    rung: Rung
+    afterwards: Callable[[], None] | None = None
+
+
+class Ladder:
+    """Answer the frames of one camera with one model. All methods are thread-safe."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        differential: Differential | None,
+        costs: CostModel,
+        size: tuple[int, int],
+        *,
+        refusal: str = "",
+        seed: int = 0,
+        calibrate: Callable[[Ladder], Calibration | None] = lambda ladder: None,
+    ) -> None:
+        """Start strict; `calibrate` is asked for a calibration whenever one is due.
+
+        `size` (height, width) of the canvases; `refusal` says why there is no `differential`.
+        """
+        self.runner, self.differential, self.costs = runner, differential, costs
+        self.refusal = refusal
+        self.stats: Counter[str] = Counter()
+        self.mode: Mode = "strict"
+        self.reason = "not calibrated yet"
+        self.audited = Evidence()
+        self.target = 1.0
+        self.work_saved = 0.0  # full passes' worth of multiply-accumulates
+        self._mask = ChangeMask(*size, cell_px=CELL_PX)
+        self._track = self.track(STRICT, self._mask)
+        self._calibrate = calibrate
+        self._calibration: Calibration | None = None
+        self._random = random.Random(seed)
+        self._next_audit = self._random.randint(*AUDIT_FRAMES)
+        self._breaches = 0
+        self._strange: deque[bool] = deque(maxlen=STRANGE_WINDOW)
+        self._full_s = 0.0  # when the last full pass was
+        self._last: Pixels | None = None
+        self._off_share = 0.0
+        self._lock = threading.Lock()
+
+    def track(self, setting: Setting, mask: ChangeMask) -> Track:
+        """Return a track of its own for this camera's frames."""
+        return Track(setting, self.runner, self.differential, self.costs, mask)
+
+    @property
+    def setting(self) -> Setting:
+        return self._track.setting
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes held for this camera, a running calibration's included."""
+        return self._track.size_bytes + (
+            self._calibration.size_bytes if self._calibration is not None else 0
+        )
+
+    def look(self, pixels: Pixels, now_s: float) -> tuple[list[Box], Rung] | None:
+        """Return the answer that a new frame may reuse, or None: it has to be served.
+
+        Call once per frame, in order. Never waits for a pass under way. O(pixels).
+        """
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            self._next_audit -= 1
+            self._learn_noise(pixels)
+            if self.mode in ("off", "calibrating") or self._next_audit <= 0 or self._is_old(now_s):
+                return None
+            change = self._track.compare(pixels)
+            if change is None or not self._track.holds(change):
+                return None
+            return self._reused(change)
+        finally:
+            self._lock.release()
+
+    def serve(self, pixels: Pixels, now_s: float) -> Outcome:
+        """Answer a frame, by a pass where needed. Raises ModelError. O(a full pass)."""
+        with self._lock:
+            try:
+                return self._serve(pixels, now_s)
+            except ModelError:
+                self._track.drop()
+                raise
+
+    def _serve(self, pixels: Pixels, now_s: float) -> Outcome:
+        if self.mode == "off":
+            return self._unaided(pixels)
+        if self.mode == "calibrating":
+            return self._calibrated(pixels, now_s)
+        change = None if self._is_old(now_s) else self._track.compare(pixels)
+        if self._next_audit <= 0 and change is not None:
+            return self._audit(pixels, change, now_s)
+        if change is not None and self._track.holds(change):
+            return Outcome(*self._reused(change))
+        if change is not None and self.mode == "calibrated":
+            self._strange.append(change.share > self.setting.domain)
+        rung = self._track.step(pixels, change)
+        self._count(rung, now_s)
+        if change is not None and change.kind in ("brightness", "scene"):
+            self.stats[f"full: {change.kind}"] += 1
+        self._reconsider()
+        return Outcome(self._track.boxes, rung)
+
+    def _reused(self, change: Change) -> tuple[list[Box], Rung]:
+        rung: Rung = "same" if change.kind == "same" else "gate"
+        self._count(rung, 0.0)
+        return self._track.boxes, rung
+
+    def _count(self, rung: Rung, now_s: float) -> None:
+        self.stats[rung] += 1
+        self.work_saved += 1 - {"full": 1.0, "sparse": self._track.work}.get(rung, 0.0)
+        if rung == "full":
+            self._full_s = now_s
+
+    def _is_old(self, now_s: float) -> bool:
+        return not 0 <= now_s - self._full_s < TTL_S
+
+    def _learn_noise(self, pixels: Pixels) -> None:
+        """Measure the noise on one frame of eight, against the frame before it."""
+        self.stats["frames"] += 1
+        turn = self.stats["frames"] % 8
+        if turn == 1 and self._last is not None and self.mode != "off":
+            self._mask.learn_noise(pixels, self._last)
+        self._last = pixels if turn == 0 else None
+
+    # Calibration, audits, and what follows from them.
+
+    def _reconsider(self) -> None:
+        """Start a calibration where one is due."""
+        strange = sum(self._strange) > STRANGE_SHARE * STRANGE_WINDOW
+        if self.mode == "strict" or strange:
+            calibration = self._calibrate(self)
+            if calibration is not None:
+                self._begin(calibration, "the scene has changed" if strange else "first frames")
+
+    def _begin(self, calibration: Calibration, reason: str) -> None:
+        self._calibration = calibration
+        self.mode, self.reason = "calibrating", reason
+        self._strange.clear()
+        self._track.drop()
+
+    def _calibrated(self, pixels: Pixels, now_s: float) -> Outcome:
+        """Answer by a full pass and let the calibration learn from it after the reply."""
+        calibration = self._calibration
+        assert calibration is not None, "the mode says so"
+        started_s = time.thread_time()
+        boxes = self.runner.full(pixels)
+        self.costs.learn_full(time.thread_time() - started_s)
+        self._count("full", now_s)
+
+        def learn() -> None:
+            with self._lock:
+                if calibration is not self._calibration:
+                    return
+                verdict = calibration.observe(pixels, boxes, now_s)
+                if verdict is not None:
+                    self._adopt(verdict)
+
+        return Outcome(boxes, "full", learn)
+
+    def _adopt(self, verdict: Verdict) -> None:
+        self._calibration = None
+        self.audited = Evidence()
+        self.reason, self.target = verdict.reason, verdict.target
+        self._off_share = verdict.share
+        self.mode = "off" if verdict.setting is None else "calibrated"
+        self._track = self.track(verdict.setting or STRICT, self._mask)
+
+    def _audit(self, pixels: Pixels, change: Change, now_s: float) -> Outcome:
+        """Take a full pass and compare with it what the setting would have answered."""
+        self._next_audit = self._random.randint(*AUDIT_FRAMES)
+        rung = self._track.step(pixels, change)
+        if rung != "full":
+            given = self._track.boxes
+            self._track.refresh(pixels)
+            self.audited.add(self._track.boxes, given)
+            self.stats["audits"] += 1
+            if self.audited.bounds(BREACH_Z)[1] < self.target:
+                self._tighten()
+            elif self.audited.frames >= CLEAN_AUDITS:
+                self._breaches = 0
+        self._count("full", now_s)
+        return Outcome(self._track.boxes, "full")
+
+    def _tighten(self) -> None:
+        """Go one step back after a breach: half the gate, then strict, then off."""
+        self._breaches += 1
+        self.stats["breaches"] += 1
+        agreement = f"audits agree to {self.audited.agreement:.3f}, not {self.target:.3f}"
+        self.audited = Evidence()
+        if self._breaches == 1:
+            level = self.setting.level
+            setting = replace(
+                self.setting, gate=self.setting.gate / 2, level=level / 2 if level else level
+            )
+            self.reason = f"tightened: {agreement}"
+            self._track = self.track(setting, self._mask)
+        elif self._breaches == 2:
+            self.mode, self.reason = "strict", f"strict: {agreement}"
+            self._track = self.track(STRICT, self._mask)
+        else:
+            self.mode, self.reason = "off", f"off: {agreement}"
+            self._track.drop()
+
+    def _unaided(self, pixels: Pixels) -> Outcome:
+        """Answer by a full pass alone; look at one frame of many whether the scene calms down."""
+        turn = self.stats["full"] % PROBE_FRAMES
+        if turn == 0:
+            self._track.reference = pixels
+        elif turn == 1 and (change := self._track.compare(pixels)) is not None:
+            self._strange.append(change.share < self._off_share / 2)
+            if len(self._strange) >= 4 and all(list(self._strange)[-4:]):
+                calibration = self._calibrate(self)
+                if calibration is not None:
+                    self._begin(calibration, "the scene has calmed down")
+        boxes = self.runner.full(pixels)
+        self.stats["full"] += 1
+        return Outcome(boxes, "full")
