@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.delta.mask import ChangeMask
 from models.evidence import Evidence
 from models.images import Pixels
 from models.ladder import Ladder, Setting, Track
@@ -104,7 +103,7 @@ class Calibration:
     ) -> None:
         """Prepare the trials for canvases of `size` (height, width)."""
         self._ladder = ladder
-        self._mask = ChangeMask(*size)
+        self._mask = ladder.mask
         self._random = np.random.default_rng(seed)
         self._floor = Evidence()
         settings = [Setting(gate) for gate in GATES]

@@ -14,28 +14,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.accelerators import AcceleratorSpec
-from models.cache import Entry, OutputCache, View
-from models.images import Pixels, Scaler
+from models.cache import ReuseCache
+from models.images import Canvas, Pixels, Scaler
+from models.ladder import Outcome
 from models.queue import DeadlineQueue, Task
 from models.sessions import Session, open_warm
-from models.wire import Inference, ModelError, ModelFile, Rung, Shed
+from models.wire import Box, Inference, ModelError, ModelFile, Rung, Shed
 
 EMA_WEIGHT = 0.2
 # An estimate that sheds work shrinks a little, so that it cannot shed for ever unmeasured.
 SHED_DECAY = 0.9
 EXPIRY_PERIOD_S = 5.0
+# While others wait, calibration learns from one frame of so many only.
+LEARN_WHILE_BUSY = 8
 
 Answer = Inference | Shed | ModelError
 
 
 @dataclass(eq=False)
 class Job:
-    """Describe one frame to be answered; `view` is None until its canvas has been made."""
+    """Describe one frame to be answered; `canvas` is None until it has been made."""
 
     agent: str
     digest: str
     pixels: Pixels
-    view: View | None
+    canvas: Canvas | None
     arrived_s: float
     reply: Callable[[Answer], None]
 
@@ -63,7 +66,8 @@ class Engine:
         on_load_change: Callable[[], None],
     ) -> None:
         self.spec = spec
-        self.cache = OutputCache(on_change=on_cache_change)
+        self.cache = ReuseCache(on_change=on_cache_change)
+        self._unlearned = 0
         self._on_load_change = on_load_change
         self._queue: DeadlineQueue[Job] = DeadlineQueue(spec.queue)
         self._wake = threading.Condition()
@@ -117,9 +121,17 @@ class Engine:
         """Return whether a model is loaded."""
         return digest in self._sessions
 
-    def view(self, agent: str, digest: str, pixels: Pixels, scaler: Scaler) -> View:
-        """Return a frame's canvas as the ladder sees it. Raises ModelError if it does not fit."""
-        return self.cache.observe(agent, self.session(digest).canvas(pixels, scaler))
+    def look(
+        self, agent: str, digest: str, pixels: Pixels, scaler: Scaler
+    ) -> tuple[Canvas, tuple[list[Box], Rung] | None]:
+        """Return a new frame's canvas, and the answer it may reuse. Once per frame, in order.
+
+        Raises ModelError when no such model is loaded or it does not fit. O(pixels).
+        """
+        session = self.session(digest)
+        canvas = session.canvas(pixels, scaler)
+        ladder = self.cache.ladder(agent, session, canvas)
+        return canvas, ladder.look(canvas.pixels, time.monotonic())
 
     def submit(self, job: Job, deadline_s: float, tier: int) -> None:
         """Queue a job, or answer it with the reason why not. O(queue)."""
@@ -147,10 +159,24 @@ class Engine:
             return [(job, shed)]
         return [(victim.payload, Shed("queue full")) for victim in victims]
 
-    def answer(self, job: Job, entry: Entry, rung: Rung, started_s: float) -> None:
-        """Answer a job from the cache."""
-        self.cache.stats[rung] += 1
-        self._reply(job, entry.boxes, rung, started_s)
+    def answer(self, job: Job, boxes: list[Box], rung: Rung, started_s: float) -> None:
+        """Answer a job with what is known already."""
+        try:
+            variant = self.session(job.digest).model.variant
+        except ModelError as error:
+            job.reply(error)
+            return
+        job.reply(
+            Inference(
+                boxes,
+                job.digest,
+                variant,
+                rung,
+                service_ms=(time.monotonic() - started_s) * 1000,
+                wait_ms=max(0.0, started_s - job.arrived_s) * 1000,
+                backlog_ms=self.figures()[0] * 1000,
+            )
+        )
 
     def figures(self) -> tuple[float, int]:
         """Return (predicted wait of a new task in seconds, queue length). O(queue)."""
@@ -203,55 +229,52 @@ class Engine:
         started_s, started_cpu_s = time.monotonic(), time.thread_time()
         outcome = self._infer(job)
         wall_s = time.monotonic() - started_s
-        # ONNX Runtime's CPU provider works in this very thread; others elsewhere.
-        cpu_s = time.thread_time() - started_cpu_s
-        used_s = cpu_s if self.spec.provider == "cpu" else wall_s
-        cost_s = max(wall_s, used_s / self.spec.share)
+        cost_s = self._cost_s(started_s, started_cpu_s)
         with self._wake:
             self._running_since_s = 0.0
             self._busy_until_s = started_s + cost_s
-            if isinstance(outcome, list) and (estimate := self._estimates.get(job.digest)):
+            estimate = self._estimates.get(job.digest)
+            if estimate and isinstance(outcome, Outcome) and outcome.rung == "full":
                 estimate.learn(wall_s, cost_s)
-        if isinstance(outcome, list):
-            self._reply(job, outcome, "full", started_s)
-        elif isinstance(outcome, ModelError):
+        if isinstance(outcome, ModelError):
             job.reply(outcome)
         else:
-            self.answer(job, *outcome, started_s)
+            self.answer(job, outcome.boxes, outcome.rung, started_s)
+            self._learn(outcome)
+            self.cache.settle(time.monotonic())
+        until_s = started_s + self._cost_s(started_s, started_cpu_s)
         with self._wake:
-            while not self._stopping and (rest_s := started_s + cost_s - time.monotonic()) > 0:
+            while not self._stopping and (rest_s := until_s - time.monotonic()) > 0:
                 self._wake.wait(timeout=rest_s)
 
-    def _infer(self, job: Job) -> list[list[float]] | tuple[Entry, Rung] | ModelError:
-        """Climb the ladder for one job: the boxes of a full pass, a reusable entry, or why not."""
+    def _cost_s(self, started_s: float, started_cpu_s: float) -> float:
+        """Return how long what was begun then occupies this thread, its rest included."""
+        wall_s = time.monotonic() - started_s
+        # ONNX Runtime's CPU provider works in this very thread; others elsewhere.
+        cpu_s = time.thread_time() - started_cpu_s
+        used_s = cpu_s if self.spec.provider == "cpu" else wall_s
+        return max(wall_s, used_s / self.spec.share)
+
+    def _infer(self, job: Job) -> Outcome | ModelError:
+        """Climb the ladder for one job: the answer, or why there is none."""
         try:
             session = self.session(job.digest)
-            view = job.view or self.view(job.agent, job.digest, job.pixels, self._scaler)
-            found = self.cache.lookup(job.agent, job.digest, view, time.monotonic())
-            if found is not None:
-                return found
-            boxes = session.run(view.canvas)
+            canvas = job.canvas or session.canvas(job.pixels, self._scaler)
+            ladder = self.cache.ladder(job.agent, session, canvas)
+            return ladder.serve(canvas.pixels, time.monotonic())
         except ModelError as error:
             return error
-        self.cache.stats["full"] += 1
-        if self.loaded(job.digest):
-            self.cache.store(job.agent, job.digest, view, boxes, time.monotonic())
-        return boxes
 
-    def _reply(self, job: Job, boxes: list[list[float]], rung: Rung, started_s: float) -> None:
-        try:
-            variant = self.session(job.digest).model.variant
-        except ModelError as error:
-            job.reply(error)
+    def _learn(self, outcome: Outcome) -> None:
+        """Let a calibration learn from a pass, rarely while others wait."""
+        if outcome.afterwards is None:
             return
-        job.reply(
-            Inference(
-                boxes,
-                job.digest,
-                variant,
-                rung,
-                service_ms=(time.monotonic() - started_s) * 1000,
-                wait_ms=max(0.0, started_s - job.arrived_s) * 1000,
-                backlog_ms=self.figures()[0] * 1000,
-            )
-        )
+        self._unlearned += 1
+        with self._wake:
+            is_free = not len(self._queue)
+        if is_free or self._unlearned >= LEARN_WHILE_BUSY:
+            self._unlearned = 0
+            try:
+                outcome.afterwards()
+            except ModelError:
+                self.cache.stats["calibration failed"] += 1

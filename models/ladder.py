@@ -22,11 +22,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from models.delta.differential import CameraState, Differential
 from models.delta.layers import Floats
 from models.delta.mask import Change, ChangeMask, copy_cells
+from models.entries import Entry
 from models.evidence import Evidence
 from models.images import Pixels
 from models.wire import Box, ModelError, Rung
@@ -43,6 +44,7 @@ PROBE_FRAMES = 32  # while off the mask runs on one frame of so many
 STRANGE_SHARE = 0.5  # of the last passes beyond the calibrated domain: calibrate again
 STRANGE_WINDOW = 32
 BREACH_Z = 3.0  # one frame's boxes stand or fall together
+STRICT_TARGET = 0.98
 CLEAN_AUDITS = 16  # without a breach: earlier ones are forgiven
 
 Mode = Literal["strict", "calibrating", "calibrated", "off"]
@@ -54,15 +56,16 @@ class Setting:
 
     `gate`: share of cells that may have changed for the answer to be reused. `level`: of the
     thresholds of sparse passes, None for full passes only. `domain`: share of changed cells
-    beyond which nothing was calibrated.
+    beyond which nothing was calibrated. `contrast`: grey levels by which a changed cell differs.
     """
 
     gate: float = 0.0
     level: float | None = None
     domain: float = 1.0
+    contrast: float = GATE_LEVEL
 
 
-STRICT = Setting()
+STRICT = Setting(contrast=3.0)
 
 
 class Runner(Protocol):
@@ -153,7 +156,7 @@ class Track:
         """Return what changed against the reference by the gate's measure; None without one."""
         if self.reference is None:
             return None
-        return self._mask.compare(pixels, self.reference, GATE_LEVEL)
+        return self._mask.compare(pixels, self.reference, self.setting.contrast)
 
     def holds(self, change: Change | None) -> bool:
         """Return whether the answer may be given again."""
@@ -250,10 +253,10 @@ class Ladder:
         self.mode: Mode = "strict"
         self.reason = "not calibrated yet"
         self.audited = Evidence()
-        self.target = 1.0
+        self.target = STRICT_TARGET
         self.work_saved = 0.0  # full passes' worth of multiply-accumulates
-        self._mask = ChangeMask(*size, cell_px=CELL_PX)
-        self._track = self.track(STRICT, self._mask)
+        self.mask = ChangeMask(*size, cell_px=CELL_PX)
+        self._track = self.track(STRICT, self.mask)
         self._calibrate = calibrate
         self._calibration: Calibration | None = None
         self._random = random.Random(seed)
@@ -262,6 +265,9 @@ class Ladder:
         self._strange: deque[bool] = deque(maxlen=STRANGE_WINDOW)
         self._full_s = 0.0  # when the last full pass was
         self._last: Pixels | None = None
+        self._last_s: float | None = None  # when the last frame came
+        self._interval_s = 0.0
+        self._saved_s: float | None = None  # a frame
         self._off_share = 0.0
         self._lock = threading.Lock()
 
@@ -280,6 +286,94 @@ class Ladder:
             self._calibration.size_bytes if self._calibration is not None else 0
         )
 
+    @property
+    def is_warm(self) -> bool:
+        """Return whether there is a reference."""
+        return self._track.reference is not None
+
+    def idle_s(self, now_s: float) -> float:
+        """Return the time since the last frame."""
+        return now_s - self._last_s if self._last_s is not None else 0.0
+
+    def saving(self, now_s: float) -> float | None:
+        """Predict the seconds saved a second by what is held; None while unknown."""
+        if self._saved_s is None or not self._interval_s:
+            return None
+        return self._saved_s / max(self._interval_s, self.idle_s(now_s))
+
+    def let_go(self) -> bool:
+        """Drop reference and activations, not the calibration; False while a pass is under way."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            self._track.drop()
+            if self._calibration is not None:
+                self._calibration, self.mode = None, "strict"
+            return True
+        finally:
+            self._lock.release()
+
+    def expire(self, now_s: float) -> None:
+        """Drop what is past its time."""
+        if self._is_old(now_s) and self.mode != "calibrating":
+            self.let_go()
+
+    def entry(self, now_s: float, size: tuple[int, int]) -> Entry | None:
+        """Return what another node can go on with; None without a valid reference.
+
+        `size` (width, height) of the image on the canvas.
+        """
+        with self._lock:
+            track = self._track
+            if track.reference is None or self._is_old(now_s):
+                return None
+            setting = self.setting
+            calibrated = (setting.gate, setting.level, setting.domain, self.target)
+            return Entry(
+                track.reference.copy(),
+                *size,
+                track.boxes,
+                now_s - self._full_s,
+                self.mask.noise,
+                calibrated if self.mode == "calibrated" else None,
+            )
+
+    def adopt(self, entry: Entry, now_s: float) -> bool:
+        """Go on with what another node found; False when there is something valid of our own."""
+        with self._lock:
+            if entry.age_s >= TTL_S or (self.is_warm and not self._is_old(now_s)):
+                return False
+            if entry.calibrated is not None and self.mode == "strict":
+                gate, level, domain, self.target = entry.calibrated
+                if self.differential is None:
+                    level = None
+                self.mode, self.reason = "calibrated", "found by another node"
+                self._track = self.track(Setting(gate, level, domain), self.mask)
+            self.mask.assume_noise(entry.noise)
+            self._track.reference, self._track.boxes = entry.pixels, entry.boxes
+            self._full_s = now_s - entry.age_s
+            return True
+
+    def record(self, now_s: float) -> dict[str, Any]:
+        """Return what is known of this camera, for people."""
+        frames = sum(self.stats[rung] for rung in ("full", "sparse", "gate", "same"))
+        return {
+            "mode": self.mode,
+            "reason": self.reason,
+            "gate": self.setting.gate,
+            "level": self.setting.level,
+            "executor": self.differential.executor if self.differential else "",
+            "refusal": self.refusal,
+            "target": self.target,
+            "audits": self.audited.frames,
+            "agreement": self.audited.agreement,
+            "breaches": self.stats["breaches"],
+            "rungs": {rung: self.stats[rung] for rung in ("full", "sparse", "gate", "same")},
+            "work_saved": self.work_saved / frames if frames else 0.0,
+            "size_bytes": self.size_bytes,
+            "age_s": now_s - self._full_s if self.is_warm else None,
+        }
+
     def look(self, pixels: Pixels, now_s: float) -> tuple[list[Box], Rung] | None:
         """Return the answer that a new frame may reuse, or None: it has to be served.
 
@@ -289,6 +383,7 @@ class Ladder:
             return None
         try:
             self._next_audit -= 1
+            self._note_time(now_s)
             self._learn_noise(pixels)
             if self.mode in ("off", "calibrating") or self._next_audit <= 0 or self._is_old(now_s):
                 return None
@@ -334,9 +429,18 @@ class Ladder:
 
     def _count(self, rung: Rung, now_s: float) -> None:
         self.stats[rung] += 1
-        self.work_saved += 1 - {"full": 1.0, "sparse": self._track.work}.get(rung, 0.0)
+        saved = 1 - {"full": 1.0, "sparse": self._track.work}.get(rung, 0.0)
+        self.work_saved += saved
+        saved_s = saved * self.costs.full_s
+        self._saved_s = saved_s if self._saved_s is None else 0.95 * self._saved_s + 0.05 * saved_s
         if rung == "full":
             self._full_s = now_s
+
+    def _note_time(self, now_s: float) -> None:
+        if self._last_s is not None:
+            weight = 0.1 if self._interval_s else 1.0
+            self._interval_s += weight * (now_s - self._last_s - self._interval_s)
+        self._last_s = now_s
 
     def _is_old(self, now_s: float) -> bool:
         return not 0 <= now_s - self._full_s < TTL_S
@@ -346,7 +450,7 @@ class Ladder:
         self.stats["frames"] += 1
         turn = self.stats["frames"] % 8
         if turn == 1 and self._last is not None and self.mode != "off":
-            self._mask.learn_noise(pixels, self._last)
+            self.mask.learn_noise(pixels, self._last)
         self._last = pixels if turn == 0 else None
 
     # Calibration, audits, and what follows from them.
@@ -390,7 +494,7 @@ class Ladder:
         self.reason, self.target = verdict.reason, verdict.target
         self._off_share = verdict.share
         self.mode = "off" if verdict.setting is None else "calibrated"
-        self._track = self.track(verdict.setting or STRICT, self._mask)
+        self._track = self.track(verdict.setting or STRICT, self.mask)
 
     def _audit(self, pixels: Pixels, change: Change, now_s: float) -> Outcome:
         """Take a full pass and compare with it what the setting would have answered."""
@@ -420,10 +524,10 @@ class Ladder:
                 self.setting, gate=self.setting.gate / 2, level=level / 2 if level else level
             )
             self.reason = f"tightened: {agreement}"
-            self._track = self.track(setting, self._mask)
+            self._track = self.track(setting, self.mask)
         elif self._breaches == 2:
             self.mode, self.reason = "strict", f"strict: {agreement}"
-            self._track = self.track(STRICT, self._mask)
+            self._track = self.track(STRICT, self.mask)
         else:
             self.mode, self.reason = "off", f"off: {agreement}"
             self._track.drop()

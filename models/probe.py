@@ -49,7 +49,7 @@ def probe(spec: AcceleratorSpec) -> dict[str, Any]:
 def _compare(spec: AcceleratorSpec) -> dict[str, Any]:
     import numpy as np
 
-    from models.sessions import open_session
+    from models.runtime import open_session
 
     model = load_manifest().variants["small"]
     data = Path(model.path).read_bytes()

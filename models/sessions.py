@@ -8,58 +8,21 @@ accelerator and gave finite output of the promised shape.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
-from models.accelerators import PROVIDERS, AcceleratorSpec
+from models.accelerators import AcceleratorSpec
+from models.delta.differential import Differential
 from models.images import Canvas, Pixels, Scaler, canvas, fitted
+from models.runtime import open_session
 from models.tasks import Floats, cell_count, decode_detections, preprocess
 from models.wire import Box, ModelError, ModelFile
 
-LOG_ERRORS_ONLY = 3
-
-
-def open_session(
-    data: bytes, spec: AcceleratorSpec, *, strict: bool = False
-) -> onnxruntime.InferenceSession:
-    """Open an ONNX model on an accelerator with one thread.
-
-    With `strict`, nodes that the provider cannot run are an error instead of falling to the CPU.
-    Raises ModelError; ONNX Runtime's silent change to another provider is one too.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = LOG_ERRORS_ONLY
-    # Layer fusion that the provider wants to do itself must not be done for it beforehand.
-    if spec.provider == "openvino":
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if strict and spec.provider != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    wanted = PROVIDERS[spec.provider]
-    try:
-        session = onnxruntime.InferenceSession(
-            data, options, providers=[(wanted, _provider_options(spec))]
-        )
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises its own unexported classes
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"ONNX Runtime ({wanted}) refuses it: {text}") from None
-    if wanted not in session.get_providers():
-        raise ModelError(
-            f"{wanted} is not usable: ONNX Runtime fell back to {session.get_providers()[0]}; "
-            f"install edge-node[{spec.provider}] and its driver"
-        )
-    return session
-
-
-def _provider_options(spec: AcceleratorSpec) -> dict[str, str]:
-    if spec.provider == "cuda":
-        return {"device_id": spec.device or "0"}
-    if spec.provider == "openvino":
-        return {"device_type": spec.device or "CPU", "num_of_threads": "1"}
-    return {}
+MAX_SIZES = 4  # canvas sizes kept compiled
 
 
 class Session:
@@ -76,7 +39,10 @@ class Session:
         self.multiple: int = shape["multiple"]
         self.pad_value: int = shape["pad_value"]
         self.strides: tuple[int, ...] = tuple(model.spec["strides"])
+        self._accelerator = accelerator
         self._session = open_named(model, accelerator)
+        self._differentials: dict[tuple[int, int], Differential | ModelError] = {}
+        self._compiling = threading.Lock()
         self._input = self._check_input(shape["name"])
         fixed = self._session.get_inputs()[0].shape[2:]
         self.fixed: tuple[int | None, int | None] = (
@@ -84,6 +50,26 @@ class Session:
             fixed[1] if isinstance(fixed[1], int) else None,
         )
         self.warm_s = self._warm()
+
+    def differential(self, size: tuple[int, int]) -> Differential:
+        """Return the model prepared for differential passes at a canvas size (height, width).
+
+        Compiled once a size, the newest few are kept. Raises ModelError with the reason why it
+        cannot be run differentially. O(weights) the first time.
+        """
+        with self._compiling:
+            found = self._differentials.pop(size, None)
+            if found is None:
+                try:
+                    found = Differential(verified(self.model), size, self._accelerator)
+                except ModelError as error:
+                    found = error
+            self._differentials[size] = found
+            while len(self._differentials) > MAX_SIZES:
+                del self._differentials[next(iter(self._differentials))]
+        if isinstance(found, ModelError):
+            raise ModelError(str(found))
+        return found
 
     def check_fits(self, width: int, height: int) -> tuple[int, int]:
         """Return the canvas (height, width) for frames of a size.
@@ -179,11 +165,8 @@ class Session:
         return " x ".join("any" if side is None else str(side) for side in self.fixed)
 
 
-def open_named(model: ModelFile, accelerator: AcceleratorSpec) -> onnxruntime.InferenceSession:
-    """Open a model file after checking its bytes against its digest.
-
-    Raises ModelError naming the file.
-    """
+def verified(model: ModelFile) -> bytes:
+    """Return a model file's bytes. Raises ModelError naming it unless they have its digest."""
     label = f"model {model.name}/{model.variant}: {model.path}"
     try:
         data = Path(model.path).read_bytes()
@@ -195,10 +178,16 @@ def open_named(model: ModelFile, accelerator: AcceleratorSpec) -> onnxruntime.In
             f"{label}: sha256 is {found}, the release says {model.digest}; "
             "the file is damaged or of another version: fetch it again"
         )
+    return data
+
+
+def open_named(model: ModelFile, accelerator: AcceleratorSpec) -> onnxruntime.InferenceSession:
+    """Open a model file after checking its digest. Raises ModelError naming it."""
+    data = verified(model)
     try:
         return open_session(data, accelerator)
     except ModelError as error:
-        raise ModelError(f"{label}: {error}") from None
+        raise ModelError(f"model {model.name}/{model.variant}: {model.path}: {error}") from None
 
 
 def open_warm(model: ModelFile, accelerator: AcceleratorSpec) -> Session:

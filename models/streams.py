@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from models.cache import Entry, View
 from models.engine import Engine
-from models.images import Pixels, Scaler
-from models.wire import CameraSpec, CameraState, FrameReady, ModelError, Rung, Shed
+from models.images import Canvas, Pixels, Scaler
+from models.wire import Box, CameraSpec, CameraState, FrameReady, ModelError, Rung, Shed
 
 MAX_KEPT = 16
 MAX_KEPT_BYTES = 64 << 20
@@ -41,18 +40,18 @@ class OpenSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Hold one frame; `view` was made for `digest`, `found` is the entry that answers it."""
+    """Hold one frame; `canvas` was made for `digest`, `found` is the answer it may reuse."""
 
     number: int
     pixels: Pixels
     digest: str
-    view: View | None
-    found: tuple[Entry, Rung] | None
+    canvas: Canvas | None
+    found: tuple[list[Box], Rung] | None
 
     @property
     def size_bytes(self) -> int:
         """Return what keeping it costs."""
-        canvas = self.view.canvas.pixels if self.view is not None else self.pixels
+        canvas = self.canvas.pixels if self.canvas is not None else self.pixels
         return int(self.pixels.nbytes + (canvas.nbytes if canvas is not self.pixels else 0))
 
 
@@ -192,10 +191,9 @@ class Camera:
         agent, digest = self.spec.agent, self.digest
         height, width = pixels.shape[:2]
         self.size = (width, height)
-        view, found = None, None
+        canvas, found = None, None
         try:
-            view = self._engine.view(agent, digest, pixels, self._scaler)
-            found = self._engine.cache.lookup(agent, digest, view, time.monotonic())
+            canvas, found = self._engine.look(agent, digest, pixels, self._scaler)
         except ModelError:
             pass  # no model yet, or one that does not fit: whoever asks for an answer is told
 
@@ -208,5 +206,5 @@ class Camera:
             )
 
         self._frames.announce(
-            self._stop, lambda number: Frame(number, pixels, digest, view, found), tell
+            self._stop, lambda number: Frame(number, pixels, digest, canvas, found), tell
         )

@@ -146,15 +146,13 @@ class Worker:
         now_s = time.monotonic()
         agent, digest = message["agent"], message["digest"]
         frame = self._frame(message)
-        view = frame.view if frame.digest == digest else None
-        job = Job(agent, digest, frame.pixels, view, now_s, self._answering(message["id"]))
+        canvas = frame.canvas if frame.digest == digest else None
+        job = Job(agent, digest, frame.pixels, canvas, now_s, self._answering(message["id"]))
         if message["deadline_s"] <= now_s:
             raise Shed("deadline")
-        if view is not None and frame.found is not None:
-            entry, rung = frame.found
-            if self._engine.cache.holds(agent, digest, entry, now_s):
-                self._engine.answer(job, entry, rung, now_s)
-                return
+        if canvas is not None and frame.found is not None:
+            self._engine.answer(job, *frame.found, now_s)
+            return
         self._engine.submit(job, message["deadline_s"], message["tier"])
 
     def _image(self, message: Message) -> None:
@@ -167,13 +165,11 @@ class Worker:
         def work() -> None:
             try:
                 pixels = decode_jpeg(message["image"], self._scaler)
-                view = self._engine.view(agent, digest, pixels, self._scaler)
+                canvas, found = self._engine.look(agent, digest, pixels, self._scaler)
                 reply = self._answering(message["id"])
-                job = Job(agent, digest, pixels, view, arrived_s, reply)
-                now_s = time.monotonic()
-                found = self._engine.cache.lookup(agent, digest, view, now_s)
+                job = Job(agent, digest, pixels, canvas, arrived_s, reply)
                 if found is not None:
-                    self._engine.answer(job, *found, now_s)
+                    self._engine.answer(job, *found, time.monotonic())
                 else:
                     self._engine.submit(job, message["deadline_s"], message["tier"])
             except ValueError as error:
@@ -208,12 +204,17 @@ class Worker:
 
     def _import(self, message: Message) -> None:
         agent, digest, data = message["agent"], message["digest"], message["data"]
-        self._engine.session(digest)
-        self._enqueue_image(
-            lambda: self._reply(
-                message["id"], self._engine.cache.adopt(agent, digest, data, time.monotonic())
-            )
-        )
+        session = self._engine.session(digest)
+
+        def work() -> None:
+            try:
+                taken = self._engine.cache.adopt(agent, session, data, time.monotonic())
+            except ModelError as error:
+                self._refuse(message["id"], error)
+            else:
+                self._reply(message["id"], taken)
+
+        self._enqueue_image(work)
 
     def _ping(self, message: Message) -> None:
         now_s = time.monotonic()
@@ -223,8 +224,9 @@ class Worker:
             message["id"],
             {
                 "running_s": self._engine.running_s(),
-                "ladder": dict(self._engine.cache.stats),
+                "ladder": dict(self._engine.cache.counts()),
                 "cache_bytes": self._engine.cache.size_bytes,
+                "cameras": self._engine.cache.records(now_s),
             },
         )
 

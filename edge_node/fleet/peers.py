@@ -8,7 +8,7 @@ challenge.
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import aiohttp
 import msgpack
@@ -20,7 +20,7 @@ from gossip import Address
 from models.wire import Rung
 
 MAX_REPLY_BYTES = 4 * 2**20
-RUNGS: Mapping[object, Rung] = {"full": "full", "same": "same", "gate": "gate"}
+RUNGS: Mapping[object, Rung] = {rung: rung for rung in get_args(Rung)}
 
 
 class PeerError(Exception):

@@ -30,7 +30,7 @@ from models.delta.onnxfile import write_model
 from models.delta.plan import LIMIT_BYTES, Plan, compile_plan, work_left
 from models.delta.suffix import stacked, suffix_model
 from models.images import Pixels
-from models.sessions import open_session
+from models.runtime import open_session
 from models.wire import ModelError
 
 Cells = npt.NDArray[np.uint8]

@@ -18,7 +18,7 @@ from models.delta.graphcode import AFTER, MASK, Compiler, compile_graph
 from models.delta.layers import Floats
 from models.delta.onnxfile import write_model
 from models.delta.plan import Plan
-from models.sessions import open_session
+from models.runtime import open_session
 from models.wire import ModelError
 
 Bytes = npt.NDArray[np.uint8]

@@ -67,6 +67,11 @@ class ChangeMask:
         """
         return sorted(self._noise)[len(self._noise) // 4] if self._noise else 0.0
 
+    def assume_noise(self, noise: float) -> None:
+        """Take over what another node measured, until there are measurements of our own."""
+        if not self._noise:
+            self._noise.append(noise)
+
     def learn_noise(self, pixels: Pixels, last: Pixels) -> None:
         """Measure the noise between two consecutive frames. O(pixels)."""
         self._compare(pixels, last)

@@ -17,7 +17,7 @@ from models.delta.native import NativeProgram, library
 from models.delta.onnxfile import Model, write_model
 from models.delta.plan import BUDGET_BYTES, Plan, compile_plan
 from models.delta.suffix import stacked, suffix_model
-from models.sessions import open_session
+from models.runtime import open_session
 from tests.delta_nets import TOLERANCE, Reference, changed, masks, random_net, worst_error
 
 CPU = AcceleratorSpec("cpu0", "cpu")

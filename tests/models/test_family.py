@@ -19,7 +19,7 @@ from models.delta.native import NativeProgram, State, library
 from models.delta.onnxfile import Model, write_model
 from models.delta.plan import Plan, compile_plan
 from models.delta.suffix import stacked, suffix_model
-from models.sessions import open_session
+from models.runtime import open_session
 from models.wire import ModelError
 from tests.delta_nets import TOLERANCE, Floats, Net, changed, masks, random_net
 
