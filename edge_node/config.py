@@ -239,6 +239,12 @@ class AcceleratorConfig:
     queue: int = setting(
         fields.integer(1, 1024, "frames"), 32, "Length at which the queue refuses more work."
     )
+    cache_mb: int = setting(
+        fields.integer(16, 65_536, "MB"),
+        256,
+        "Memory for what is reused of its cameras' earlier frames; when it is short, the camera "
+        "that gains least by its share goes without.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

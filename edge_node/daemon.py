@@ -24,7 +24,7 @@ from edge_node import config as configuration
 from edge_node.api.events import Feed
 from edge_node.api.local import local_app
 from edge_node.api.peer import peer_app
-from edge_node.cameras.agents import SHORT, Agents
+from edge_node.cameras.agents import Agents
 from edge_node.cameras.hosts import Hosts
 from edge_node.cameras.outputs import Outputs
 from edge_node.config import Config, ConfigError
@@ -32,6 +32,7 @@ from edge_node.fleet.addresses import AddressError, advertised, listening, resol
 from edge_node.fleet.artifacts import Artifacts
 from edge_node.fleet.auth import Signer, Verifier
 from edge_node.fleet.directory import REVOKED, Directory, is_revoked
+from edge_node.fleet.holdings import Holdings
 from edge_node.fleet.identity import IdentityError, load_or_create_identity, load_secret, load_token
 from edge_node.fleet.journal import Journal, JournalError
 from edge_node.fleet.keyring import FleetKeys
@@ -105,7 +106,6 @@ class Daemon:
         self.outputs = Outputs()
         self.loop_lag_s = 0.0
         self.notifier = Notifier()
-        self._holding: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reconcile = asyncio.Event()
         self._values_changed = asyncio.Event()
@@ -196,6 +196,7 @@ class Daemon:
         self.directory = Directory(self.store, self.gossip)
         self.udp = UdpHost()
         self.writes = Writes(self.store, self.journal, self.gossip, self.udp.kick, self.counters)
+        self.holdings = Holdings(self.identity.node_id, self.store, self.writes.stage)
         self.peers = Peers(
             Signer(self.identity.node_id, self.boot, self.keys.ring),
             self.directory.address_of,
@@ -334,10 +335,7 @@ class Daemon:
 
     async def _introduce(self) -> None:
         await self.writes.acquaint(bool(self.config.fleet.seeds))
-        own = self.identity.node_id
-        for key in self.store.set_keys("cache/"):  # what a former run held is gone
-            if key not in self._holding and own in self.store.elements(key):
-                self.writes.stage(self.store.remove, key, own)
+        self.holdings.withdraw_former()
         self._publish()
 
     def _gossip_event(self, event: Event) -> None:
@@ -370,11 +368,8 @@ class Daemon:
             case CameraState(agent=agent, state=state, reason=reason):
                 log.info("camera %s %s%s", agent, state, f": {reason}" if reason else "")
                 self.agents.camera_state(agent, state, reason)
-            case CacheHolding(agent=agent, digest=digest, held=held):
-                key = f"cache/{agent}/{digest[:SHORT]}"
-                change = self.store.add if held else self.store.remove
-                (self._holding.add if held else self._holding.discard)(key)
-                self.writes.stage(change, key, self.identity.node_id)
+            case CacheHolding():
+                self.holdings.take(event)
                 self.writes.commit()
             case WorkerDied(reason=reason):
                 log.error("worker %s died: %s", worker, reason)
@@ -396,9 +391,9 @@ class Daemon:
             digest = self.release.digest
             if not digest:
                 continue
-            files = self.config.placement.files
-            for name in await self.hosts.reconcile(digest, files):
-                holders = self.store.elements(f"cache/{name}/{digest[:SHORT]}")
+            await self.hosts.reconcile(digest, self.config.placement.files)
+            for name, current in self.agents.cold.items():
+                holders = self.holdings.of(name, current)
                 self._spawn(self.agents.warm_start(name, holders), f"warm start {name}")
 
     async def _epochs(self) -> None:

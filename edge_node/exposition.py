@@ -4,8 +4,10 @@ Owns names and help texts of the metrics; counts nothing itself.
 """
 
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from edge_node import reuse
 from edge_node.metrics import Family, render
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ HELPS = {
     "rung": "Answers by rung of the reuse ladder.",
     "worker_deaths": "Worker processes that died and were replaced.",
     "writes_refused": "Changes that do not fit into what a node may share.",
+    "entries": "Reuse states that others offered for agents here, by what became of them.",
     "warm_starts": "Agents that came here with their reuse state.",
 }
 
@@ -52,8 +55,8 @@ def stats(d: "Daemon") -> dict[str, Any]:
     }
 
 
-def metrics_text(d: "Daemon", problems: int) -> str:
-    """Return the metrics in Prometheus' text format."""
+def metrics_text(d: "Daemon", problems: int, cameras: Iterable[reuse.Json]) -> str:
+    """Return the metrics in Prometheus' text format; `cameras` as `reuse.records` gives them."""
     p50_ms, p95_ms = d.agents.latencies.quantiles(time.monotonic(), 0.5, 0.95)
     families = d.counters.families("edge_node_", HELPS)
     families.append(
@@ -104,7 +107,7 @@ def metrics_text(d: "Daemon", problems: int) -> str:
             [({"accelerator": w.spec.name}, w.cache_bytes) for w in d.pool.living],
         )
     )
-    return render(families + _gauges(d, problems))
+    return render(families + reuse.families(cameras) + _gauges(d, problems))
 
 
 def _gauges(d: "Daemon", problems: int) -> list[Family]:

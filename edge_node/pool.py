@@ -28,7 +28,7 @@ class WorkerPool:
         self.probes: list[ProbeResult] = []
         self.workers: list[WorkerHandle] = []
         self._specs = [
-            AcceleratorSpec(one.name, one.provider, one.device, one.share, one.queue)
+            AcceleratorSpec(one.name, one.provider, one.device, one.share, one.queue, one.cache_mb)
             for one in accelerators
         ]
         self._on_frame = on_frame

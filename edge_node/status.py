@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import edge_node
 from crdt import Change, Value
-from edge_node import clock, exposition
+from edge_node import clock, exposition, reuse
 from edge_node.cameras.address import public_address
 from edge_node.cameras.agents import AgentSpec, HostedAgent
 from edge_node.fleet.journal import JournalFull
@@ -105,7 +105,7 @@ class Status:
 
     def metrics_text(self) -> str:
         """Return the metrics in Prometheus' text format."""
-        return exposition.metrics_text(self._daemon, len(self._problems()))
+        return exposition.metrics_text(self._daemon, len(self._problems()), self.cache())
 
     # The fleet
 
@@ -193,6 +193,20 @@ class Status:
                 }
             )
         return rows
+
+    def cache(self) -> list[Json]:
+        """List what this node's workers reuse of each camera, and who else holds an entry."""
+        d = self._daemon
+
+        def holders(agent: str, digest: str) -> list[Json]:
+            return [
+                {"id": holder.node, "name": d.directory.name_of(holder.node)}
+                for holder in d.holdings.of(agent, digest)
+                if d.directory.address_of(holder.node) is not None
+            ]
+
+        variants = {file.digest: file.variant for file in d.release.manifest.variants.values()}
+        return reuse.records(d.pool.living, variants, d.agents.hosted.keys(), holders)
 
     def models(self) -> list[Json]:
         """List the models: what is desired, and what each living node says that it runs."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edge_node.worker_link import LinkEnded, WorkerLink
@@ -125,8 +125,18 @@ class WorkerHandle:
         return counts
 
     @property
+    def cameras(self) -> Sequence[Mapping[str, Any]]:
+        """Return what is reused of each camera and model, as of the last heartbeat.
+
+        The records of `models.cache.ReuseCache`, of peers' cameras too, unordered.
+        """
+        records: Sequence[Mapping[str, Any]]
+        records = self._link.vitals.get("cameras", ()) if self._link else ()
+        return records
+
+    @property
     def cache_bytes(self) -> int:
-        """Return the size of the output cache as of the last heartbeat."""
+        """Return the size of the reuse state as of the last heartbeat."""
         return int(self._link.vitals.get("cache_bytes", 0)) if self._link else 0
 
     async def start(self) -> None:
@@ -232,6 +242,11 @@ class WorkerHandle:
             "encode", agent=agent, frame=frame, long_side=long_side
         )
         return data
+
+    async def scene(self, agent: str) -> int | None:
+        """Return the signature of what a camera shows now, None if it has shown nothing yet."""
+        found: int | None = await self._if_alive("scene", agent=agent)
+        return found
 
     async def export_cache(self, agent: str, digest: str) -> bytes | None:
         """Return the valid cache entry of (agent, digest) for another node, if there is one.

@@ -30,7 +30,7 @@ class AcceleratorSpec:
 
     `device` is the provider's own name for it (CUDA: an index; OpenVINO: CPU, GPU, NPU), empty
     for its default. `share` is the part of one core that inference may use, 0 < share <= 1.
-    `queue` is how many tasks may wait.
+    `queue` is how many tasks may wait. `cache_mb` (10^6 bytes) limits what is held to reuse.
     """
 
     name: str
@@ -38,6 +38,7 @@ class AcceleratorSpec:
     device: str = ""
     share: float = 1.0
     queue: int = 32
+    cache_mb: int = 256
 
     def __post_init__(self) -> None:
         if self.provider not in PROVIDERS:
@@ -49,6 +50,10 @@ class AcceleratorSpec:
             raise ValueError(f"accelerator {self.name}: share is {self.share}; it must be in 0..1")
         if self.queue < 1:
             raise ValueError(f"accelerator {self.name}: queue is {self.queue}; it must be >= 1")
+        if self.cache_mb < 1:
+            raise ValueError(
+                f"accelerator {self.name}: cache_mb is {self.cache_mb}; it must be >= 1"
+            )
 
 
 @dataclass(frozen=True)

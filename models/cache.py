@@ -1,9 +1,9 @@
 """The ladders of a worker's cameras: found, bounded in memory, evicted, shared.
 
-Owns one ladder per (agent, model digest, canvas geometry) and the limit on what they hold
-together; never decides how a frame is answered. Invariants: a ladder belongs to one digest, so
-a swapped model starts cold; what ladders hold stays under `limit_bytes` after every `settle`;
-at most one camera is being calibrated at a time.
+Owns one ladder per (agent, model digest, canvas geometry), the same one for all agents of one
+camera, and the limit on what they hold together; never decides how a frame is answered.
+Invariants: a ladder belongs to one digest, so a swapped model starts cold; what ladders hold
+stays under `limit_bytes` after every `settle`; at most one camera is being calibrated at a time.
 
 When memory is short, the ladder that is worth least lets go of its reference and activations (not
 of its calibration): worth is the thread-CPU time it saves a frame, over the time to its predicted
@@ -16,20 +16,22 @@ from __future__ import annotations
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from models import entries
+from models import entries, scene
 from models.calibration import Calibration
 from models.delta.differential import Differential
 from models.images import Canvas
 from models.ladder import CostModel, Ladder
 from models.sessions import Session
-from models.wire import Box, ModelError
+from models.wire import Box, CacheHolding, ModelError
 
 LIMIT_BYTES = 256 << 20
 FORGET_S = 600.0  # a ladder without frames for so long goes, its calibration too
 CALIBRATE_AFTER = 256  # frames, in which the noise is learned and passers-by are not held up
+RETELL_S = 60.0  # a scene is looked at again no sooner
+MOVED_BITS = 8  # of its signature: what is worth telling
 
 Key = tuple[str, str, tuple[int, int, int, int]]
 
@@ -53,43 +55,69 @@ class Fitted:
 class ReuseCache:
     """Hold the ladders of one worker. All methods may be called from any thread.
 
-    `on_change(agent, digest, held)` is called when a reference begins or ceases to exist, never
-    for a mere refresh.
+    `on_change` is called when a reference begins or ceases to exist, or its scene has become
+    another, never for a mere refresh.
     """
 
     def __init__(
         self,
         *,
         limit_bytes: int = LIMIT_BYTES,
-        on_change: Callable[[str, str, bool], None] = lambda agent, digest, held: None,
+        on_change: Callable[[CacheHolding], None] = lambda holding: None,
     ) -> None:
         self.limit_bytes = limit_bytes
         self.stats: Counter[str] = Counter()
         self._on_change = on_change
         self._ladders: dict[Key, Ladder] = {}
         self._costs: dict[tuple[str, tuple[int, int]], CostModel] = {}
-        self._held: set[tuple[str, str]] = set()
+        self._told: dict[tuple[str, str], tuple[CacheHolding, float]] = {}
         self._lock = threading.RLock()
 
     @property
     def size_bytes(self) -> int:
         """Return the bytes held by all ladders."""
         with self._lock:
-            return sum(ladder.size_bytes for ladder in self._ladders.values())
+            return sum(ladder.size_bytes for ladder in self._each())
 
     def counts(self) -> Counter[str]:
         """Return how frames were answered, summed over cameras: rungs, audits, breaches."""
         with self._lock:
-            return sum((ladder.stats for ladder in self._ladders.values()), self.stats.copy())
+            return sum((ladder.stats for ladder in self._each()), self.stats.copy())
 
-    def ladder(self, agent: str, session: Session, canvas: Canvas) -> Ladder:
-        """Return the ladder of an agent's canvases, a new one if need be (O(weights) then)."""
+    def ladder(
+        self, agent: str, session: Session, canvas: Canvas, others: Sequence[str] = ()
+    ) -> Ladder:
+        """Return the ladder of an agent's canvases, a new one if need be (O(weights) then).
+
+        It is that of the `others` too, who want the same frames answered.
+        """
         height, width = canvas.pixels.shape[:2]
         digest = session.model.digest
-        key = (agent, digest, (height, width, canvas.width, canvas.height))
+        keys: list[Key] = [
+            (one, digest, (height, width, canvas.width, canvas.height)) for one in (agent, *others)
+        ]
         with self._lock:
-            if (found := self._ladders.get(key)) is not None:
-                return found
+            found = [one for key in keys if (one := self._ladders.get(key)) is not None]
+        ladder = found[0] if found else self._made(keys[0], session, canvas)
+        with self._lock:
+            for key in keys:
+                if self._ladders.get(key) is not ladder:
+                    self._resized(key)
+                    self._ladders[key] = ladder
+        return ladder
+
+    def part(self, agent: str) -> None:
+        """Take an agent's part in ladders of others away: it leaves their camera. O(ladders)."""
+        with self._lock:
+            others = {id(one) for key, one in self._ladders.items() if key[0] != agent}
+            for key, ladder in list(self._ladders.items()):
+                if key[0] == agent and id(ladder) in others:
+                    del self._ladders[key]
+            self._withdraw()
+
+    def _made(self, key: Key, session: Session, canvas: Canvas) -> Ladder:
+        """Return a new ladder, or the one that another thread has made meanwhile."""
+        (agent, digest, (height, width, _, _)) = key
         differential: Differential | None = None
         refusal = ""
         try:
@@ -97,8 +125,6 @@ class ReuseCache:
         except ModelError as error:
             refusal = str(error)
         with self._lock:
-            for other in [one for one in self._ladders if one[:2] == key[:2] and one != key]:
-                del self._ladders[other]  # the camera has another size now
             costs = self._costs.setdefault((digest, (height, width)), CostModel())
             made = Ladder(
                 Fitted(session, canvas),
@@ -109,14 +135,20 @@ class ReuseCache:
                 seed=zlib.crc32(agent.encode()),
                 calibrate=lambda ladder: self._calibration(ladder, (height, width)),
             )
+            self._resized(key)
             return self._ladders.setdefault(key, made)
+
+    def _resized(self, key: Key) -> None:
+        """Drop an agent's ladders of other sizes: its camera has another one now."""
+        for other in [one for one in self._ladders if one[:2] == key[:2] and one != key]:
+            del self._ladders[other]
 
     def _calibration(self, ladder: Ladder, size: tuple[int, int]) -> Calibration | None:
         """Hand out a calibration if it is this ladder's turn."""
         if ladder.stats["frames"] < CALIBRATE_AFTER:
             return None
         with self._lock:
-            busy = any(one.mode == "calibrating" for one in self._ladders.values())
+            busy = any(one.mode == "calibrating" for one in self._each())
         return None if busy else Calibration(ladder, size)
 
     def settle(self, now_s: float) -> None:
@@ -125,28 +157,54 @@ class ReuseCache:
             over = self.size_bytes - self.limit_bytes
             if over > 0:
                 self._evict(over, now_s)
-            self._tell()
+            self._withdraw()
+            self._announce(now_s)
 
     def _evict(self, over: int, now_s: float) -> None:
-        rates = [rate for one in self._ladders.values() if (rate := one.saving(now_s)) is not None]
+        rates = [rate for one in self._each() if (rate := one.saving(now_s)) is not None]
         usual = sum(rates) / len(rates) if rates else 0.0
 
         def worth(ladder: Ladder) -> float:
             rate = ladder.saving(now_s)
             return (usual if rate is None else rate) / max(1, ladder.size_bytes)
 
-        for ladder in sorted(self._ladders.values(), key=worth):
+        for ladder in sorted(self._each(), key=worth):
             if over <= 0:
                 return
             if (size_bytes := ladder.size_bytes) and ladder.let_go():
                 over -= size_bytes
                 self.stats["evicted"] += 1
 
-    def _tell(self) -> None:
+    def _withdraw(self) -> None:
+        """Tell of the references that are gone."""
         held = {key[:2] for key, ladder in self._ladders.items() if ladder.is_warm}
-        for agent, digest in self._held ^ held:
-            self._on_change(agent, digest, (agent, digest) in held)
-        self._held = held
+        for agent, digest in [one for one in self._told if one not in held]:
+            del self._told[agent, digest]
+            self._on_change(CacheHolding(agent, digest, False))
+
+    def _announce(self, now_s: float) -> None:
+        """Tell of references that are new, and now and then of those whose scene has changed."""
+        for (agent, digest, (_, _, width, height)), ladder in self._ladders.items():
+            image, calibrated = ladder.reference, ladder.mode == "calibrated"
+            told, told_s = self._told.get((agent, digest), (None, 0.0))
+            if image is None or (
+                told is not None and told.calibrated == calibrated and now_s - told_s < RETELL_S
+            ):
+                continue
+            signature = scene.signature(image[:height, :width])
+            if (
+                told is None
+                or told.calibrated != calibrated
+                or scene.distance(signature, told.signature) > MOVED_BITS
+            ):
+                size_bytes = entries.predicted_bytes(image)
+                told = CacheHolding(agent, digest, True, signature, size_bytes, calibrated)
+                self._on_change(told)
+            self._told[agent, digest] = told, now_s
+
+    def _each(self) -> list[Ladder]:
+        """Return every ladder once, however many agents share it."""
+        return list({id(ladder): ladder for ladder in self._ladders.values()}.values())
 
     def expire(self, now_s: float) -> None:
         """Drop references past their time and ladders long without frames. O(ladders)."""
@@ -166,7 +224,7 @@ class ReuseCache:
                     del self._ladders[key]
             for known in [one for one in self._costs if one[0] == digest]:
                 del self._costs[known]
-            self._tell()
+            self._withdraw()
 
     def export(self, agent: str, digest: str, now_s: float) -> bytes | None:
         """Return the entry of (agent, digest) for another node, None if invalid. O(pixels)."""
@@ -186,7 +244,11 @@ class ReuseCache:
         taken = False
         if entry is not None:
             canvas = Canvas(entry.pixels, entry.width, entry.height)
-            if session.check_fits(entry.width, entry.height) == entry.pixels.shape[:2]:
+            size = entry.pixels.shape[:2]
+            ours = {key[2] for key, _ in self._of(agent, session.model.digest)}
+            fits = session.check_fits(entry.width, entry.height) == size
+            # Of two sizes the camera's own frames count: a ladder ends those of other sizes.
+            if fits and ours <= {(*size, entry.width, entry.height)}:
                 taken = self.ladder(agent, session, canvas).adopt(entry, now_s)
         self.stats["import" if taken else "import refused"] += 1
         self.settle(now_s)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from models.accelerators import AcceleratorSpec
@@ -19,7 +19,7 @@ from models.images import Canvas, Pixels, Scaler
 from models.ladder import Outcome
 from models.queue import DeadlineQueue, Task
 from models.sessions import Session, open_warm
-from models.wire import Box, Inference, ModelError, ModelFile, Rung, Shed
+from models.wire import Box, CacheHolding, Inference, ModelError, ModelFile, Rung, Shed
 
 EMA_WEIGHT = 0.2
 # An estimate that sheds work shrinks a little, so that it cannot shed for ever unmeasured.
@@ -32,13 +32,27 @@ Answer = Inference | Shed | ModelError
 
 
 @dataclass(eq=False)
+class View:
+    """One frame as one model sees it, for all agents of its camera.
+
+    `found` is its answer: the one that it may reuse, else the one of the first pass. `is_asked`
+    once that pass waits for its turn: what is asked later costs nothing.
+    """
+
+    digest: str
+    canvas: Canvas
+    found: tuple[list[Box], Rung] | None
+    is_asked: bool = False
+
+
+@dataclass(eq=False)
 class Job:
-    """Describe one frame to be answered; `canvas` is None until it has been made."""
+    """Describe one frame to be answered; `view` is None where no model has looked at it yet."""
 
     agent: str
     digest: str
     pixels: Pixels
-    canvas: Canvas | None
+    view: View | None
     arrived_s: float
     reply: Callable[[Answer], None]
 
@@ -62,11 +76,11 @@ class Engine:
         self,
         spec: AcceleratorSpec,
         *,
-        on_cache_change: Callable[[str, str, bool], None],
+        on_cache_change: Callable[[CacheHolding], None],
         on_load_change: Callable[[], None],
     ) -> None:
         self.spec = spec
-        self.cache = ReuseCache(on_change=on_cache_change)
+        self.cache = ReuseCache(limit_bytes=spec.cache_mb * 10**6, on_change=on_cache_change)
         self._unlearned = 0
         self._on_load_change = on_load_change
         self._queue: DeadlineQueue[Job] = DeadlineQueue(spec.queue)
@@ -122,16 +136,22 @@ class Engine:
         return digest in self._sessions
 
     def look(
-        self, agent: str, digest: str, pixels: Pixels, scaler: Scaler
-    ) -> tuple[Canvas, tuple[list[Box], Rung] | None]:
-        """Return a new frame's canvas, and the answer it may reuse. Once per frame, in order.
+        self,
+        agent: str,
+        digest: str,
+        pixels: Pixels,
+        scaler: Scaler,
+        others: Sequence[str] = (),
+    ) -> View:
+        """Return a new frame as a model sees it. Once per frame and model, in order.
 
+        It is that of the `others` too, who want the same frames answered by the same model.
         Raises ModelError when no such model is loaded or it does not fit. O(pixels).
         """
         session = self.session(digest)
         canvas = session.canvas(pixels, scaler)
-        ladder = self.cache.ladder(agent, session, canvas)
-        return canvas, ladder.look(canvas.pixels, time.monotonic())
+        ladder = self.cache.ladder(agent, session, canvas, others)
+        return View(digest, canvas, ladder.look(canvas.pixels, time.monotonic()))
 
     def submit(self, job: Job, deadline_s: float, tier: int) -> None:
         """Queue a job, or answer it with the reason why not. O(queue)."""
@@ -150,13 +170,15 @@ class Engine:
             return [(job, Shed("draining"))]
         if estimate is None:
             return [(job, ModelError(f"no model with digest {job.digest[:16]} is loaded"))]
-        task = Task(
-            job.agent, deadline_s, tier, estimate.run_s, estimate.cost_s, job.arrived_s, job
-        )
+        is_free = job.view is not None and job.view.is_asked
+        run_s, cost_s = (0.0, 0.0) if is_free else (estimate.run_s, estimate.cost_s)
+        task = Task(job.agent, deadline_s, tier, run_s, cost_s, job.arrived_s, job)
         try:
             victims = self._queue.push(task, time.monotonic())
         except Shed as shed:
             return [(job, shed)]
+        if job.view is not None:
+            job.view.is_asked = True
         return [(victim.payload, Shed("queue full")) for victim in victims]
 
     def answer(self, job: Job, boxes: list[Box], rung: Rung, started_s: float) -> None:
@@ -259,9 +281,14 @@ class Engine:
         """Climb the ladder for one job: the answer, or why there is none."""
         try:
             session = self.session(job.digest)
-            canvas = job.canvas or session.canvas(job.pixels, self._scaler)
+            if job.view is not None and job.view.found is not None:
+                return Outcome(*job.view.found)
+            canvas = job.view.canvas if job.view else session.canvas(job.pixels, self._scaler)
             ladder = self.cache.ladder(job.agent, session, canvas)
-            return ladder.serve(canvas.pixels, time.monotonic())
+            outcome = ladder.serve(canvas.pixels, time.monotonic())
+            if job.view is not None:
+                job.view.found = outcome.boxes, "same"
+            return outcome
         except ModelError as error:
             return error
 

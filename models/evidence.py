@@ -11,11 +11,15 @@ number of boxes is divided by how much more blocks vary than independent boxes w
 
 from __future__ import annotations
 
-import math
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 from models.wire import Box
+
+Doubles = npt.NDArray[np.float64]
 
 IOU_MATCH = 0.5
 BLOCK_FRAMES = 8
@@ -32,7 +36,9 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def matched(first: Sequence[Box], second: Sequence[Box]) -> int:
-    """Return how many boxes pair up, best overlap first. O(n * m)."""
+    """Return how many boxes pair up, best overlap first. O(n * m), equal answers O(n)."""
+    if first == second:  # boxes without area, which overlap nothing, too
+        return len(first)
     pairs = sorted(
         (
             (overlap(a, b), i, j)
@@ -53,34 +59,42 @@ def matched(first: Sequence[Box], second: Sequence[Box]) -> int:
     return count
 
 
-def wilson(share: float, count: float, z: float) -> tuple[float, float]:
-    """Return the lower and upper bound of a share observed `count` times, `z` deviations out."""
-    if count <= 0:
-        return 0.0, 1.0
-    middle = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+def wilson(agreed: npt.ArrayLike, total: npt.ArrayLike, z: float) -> tuple[Doubles, Doubles]:
+    """Return the lower and upper bound of shares, `z` deviations out; 0 and 1 where total is 0.
+
+    Source: Wilson (1927), the score interval.
+    """
+    known = np.asarray(total, np.float64) > 0
+    count = np.where(known, total, 1.0)
+    share = np.clip(np.asarray(agreed, np.float64) / count, 0, 1)
+    centre = share + z * z / (2 * count)
+    half = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     whole = 1 + z * z / count
-    return max(0.0, (middle - spread) / whole), min(1.0, (middle + spread) / whole)
+    # Rounding must not put the share outside of its bounds.
+    low = np.where(known, np.clip((centre - half) / whole, 0, share), 0.0)
+    high = np.where(known, np.clip((centre + half) / whole, share, 1), 1.0)
+    return low, high
 
 
-@dataclass
 class Evidence:
     """Agreement gathered frame by frame; blocks are runs of `BLOCK_FRAMES` frames."""
 
-    frames: int = 0
-    _blocks: list[list[float]] = field(default_factory=list)  # [twice matched, all boxes]
-    _empty: int = 0
+    def __init__(self, most_blocks: int | None = None) -> None:
+        """Start without evidence; beyond `most_blocks` the oldest block is forgotten."""
+        self.frames = 0  # forgotten ones too
+        # [twice matched, all boxes, frames without any]
+        self._blocks: deque[list[float]] = deque(maxlen=most_blocks)
 
     def add(self, full: Sequence[Box], given: Sequence[Box]) -> float:
         """Count one frame; return its agreement, 0..1."""
         both = 2 * matched(full, given)
         total = len(full) + len(given)
         if self.frames % BLOCK_FRAMES == 0:
-            self._blocks.append([0.0, 0.0])
+            self._blocks.append([0.0, 0.0, 0.0])
         self._blocks[-1][0] += both
         self._blocks[-1][1] += total
+        self._blocks[-1][2] += total == 0
         self.frames += 1
-        self._empty += total == 0
         return both / total if total else 1.0
 
     @property
@@ -96,9 +110,10 @@ class Evidence:
 
     def bounds(self, z: float) -> tuple[float, float]:
         """Return the lower and upper confidence bound of F1, `z` deviations out. O(blocks)."""
-        share = self.agreement
-        count = self.boxes / self._design() + EMPTY_WEIGHT * self._empty
-        return wilson(share, count, z)
+        empty = sum(block[2] for block in self._blocks)
+        count = self.boxes / self._design() + EMPTY_WEIGHT * empty
+        low, high = wilson(self.agreement * count, count, z)
+        return float(low), float(high)
 
     def _design(self) -> float:
         """Return how many times more F1 varies between blocks than between boxes, at least 1."""
@@ -106,6 +121,6 @@ class Evidence:
         filled = [block for block in self._blocks if block[1]]
         if len(filled) < 2 or not 0 < share < 1:
             return 1.0
-        spread = sum(((both - share * total) / 2) ** 2 for both, total in filled)
+        spread = sum(((both - share * total) / 2) ** 2 for both, total, _ in filled)
         spread *= len(filled) / (len(filled) - 1)
         return max(1.0, spread / (boxes * share * (1 - share)))

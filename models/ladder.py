@@ -20,7 +20,8 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -38,14 +39,20 @@ if TYPE_CHECKING:
 TTL_S = 30.0
 CELL_PX = 4
 GATE_LEVEL = 8.0  # grey levels: a cell that counts against the gate
-FINE_LEVEL = 1.0  # grey levels: near such cells, one that a sparse pass computes again
+SEED_LEVEL = 4.0  # grey levels at level 1: a cell around which a sparse pass looks for more
+FINE_LEVEL = 1.0  # grey levels at level 1: near such cells, one that it computes again
+REFRESH_PASSES = 16  # sparse passes before the next full one: what is a little stale adds up
 AUDIT_FRAMES = (70, 130)  # 1 % of the frames
+NOISE_FRAMES = 8  # of so many one is compared with the one before
 PROBE_FRAMES = 32  # while off the mask runs on one frame of so many
 STRANGE_SHARE = 0.5  # of the last passes beyond the calibrated domain: calibrate again
 STRANGE_WINDOW = 32
 BREACH_Z = 3.0  # one frame's boxes stand or fall together
 STRICT_TARGET = 0.98
 CLEAN_AUDITS = 16  # without a breach: earlier ones are forgiven
+AUDIT_BLOCKS = 4  # of audits count, so that a good past does not outweigh the present
+CALM_PROBES = 4  # in a row, while off: calibrate again
+OFF_FRAMES = 1 << 14  # off without calming down: calibrate again, each time after twice as many
 
 Mode = Literal["strict", "calibrating", "calibrated", "off"]
 
@@ -54,9 +61,9 @@ Mode = Literal["strict", "calibrating", "calibrated", "off"]
 class Setting:
     """By what a camera's frames are reused.
 
-    `gate`: share of cells that may have changed for the answer to be reused. `level`: of the
-    thresholds of sparse passes, None for full passes only. `domain`: share of changed cells
-    beyond which nothing was calibrated. `contrast`: grey levels by which a changed cell differs.
+    `gate`: share of cells that may have changed for the answer to be reused. `level`: how much
+    sparse passes leave out (0 is nothing), None for full passes only. `domain`: share of changed
+    cells beyond which nothing was calibrated. `contrast`: grey levels by which such a cell differs.
     """
 
     gate: float = 0.0
@@ -81,16 +88,18 @@ class Runner(Protocol):
 
 
 class CostModel:
-    """Thread-CPU seconds of passes on this device, learned as they happen.
+    """Seconds of passes on this device, learned as they happen.
 
     Sparse passes by the share of changed cells, in bins that double; shared by all cameras of a
-    model and size.
+    model and size. `clock` is thread-CPU time, which does not count what an accelerator does
+    elsewhere: a monotonic clock suits that.
     """
 
     WEIGHT = 0.2
     FIRST = 1 / 512
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
+        self.clock = clock
         self.full_s = 0.0  # of the model's own session
         self.dense_s = 0.0  # of the differential executor
         self._sparse_s: dict[tuple[float, int], float] = {}
@@ -108,15 +117,20 @@ class CostModel:
 
     def sparse_s(self, level: float, share: float) -> float:
         """Predict a sparse pass; unmeasured, that of the nearest smaller bin, else half a dense."""
-        index = self._bin(share)
-        below = [i for known, i in self._sparse_s if known == level and i <= index]
-        return self._sparse_s[level, max(below)] if below else self.dense_s / 2
+        key = self._known(level, share)
+        return self._sparse_s[key] if key else self.dense_s / 2
 
     def forget(self, level: float, share: float) -> None:
         """Let a prediction fade, so that what was slow once is tried again some day."""
-        key = (level, self._bin(share))
-        if key in self._sparse_s:
+        if key := self._known(level, share):
             self._sparse_s[key] *= 0.995
+
+    def _known(self, level: float, share: float) -> tuple[float, int] | None:
+        """Return the bin that a prediction comes from."""
+        index = self._bin(share)
+        return max(
+            (one for one in self._sparse_s if one[0] == level and one[1] <= index), default=None
+        )
 
     def _bin(self, share: float) -> int:
         index, edge = 0, self.FIRST
@@ -141,6 +155,7 @@ class Track:
         self.reference: Pixels | None = None
         self.state: CameraState | None = None
         self.work = 1.0  # share of the last pass's multiply-accumulates
+        self._sparse_passes = 0  # since the last full one
         self._runner = runner
         self._differential = differential
         self._costs = costs
@@ -149,8 +164,17 @@ class Track:
     @property
     def size_bytes(self) -> int:
         """Return the bytes of reference and activations."""
-        image = 0 if self.reference is None else self.reference.nbytes
-        return int(image) + (self.state.size_bytes if self.state else 0)
+        return self.image_bytes + self.state_bytes
+
+    @property
+    def image_bytes(self) -> int:
+        reference = self.reference
+        return 0 if reference is None else int(reference.nbytes)
+
+    @property
+    def state_bytes(self) -> int:
+        state = self.state
+        return state.size_bytes if state is not None else 0
 
     def compare(self, pixels: Pixels) -> Change | None:
         """Return what changed against the reference by the gate's measure; None without one."""
@@ -175,8 +199,9 @@ class Track:
             and change.share <= self.setting.domain
             and self.state is not None
             and self.state.is_warm
+            and self._sparse_passes < REFRESH_PASSES
         ):
-            fine = self._mask.around(change, FINE_LEVEL)
+            fine = self._mask.around(SEED_LEVEL * level, FINE_LEVEL * level)
             if self._costs.sparse_s(level, fine.share) < self._costs.dense_s:
                 return self._sparse(pixels, fine, level)
             self._costs.forget(level, fine.share)
@@ -185,35 +210,45 @@ class Track:
 
     def refresh(self, pixels: Pixels) -> None:
         """Answer a frame by a full pass; it becomes the reference."""
-        started_s = time.thread_time()
-        self.work = 1.0
-        if self.setting.level is None or self._differential is None:
-            self.state = None
-            self.boxes = self._runner.full(pixels)
-            self.reference = pixels
-            self._costs.learn_full(time.thread_time() - started_s)
-        else:
-            if self.state is None:
-                self.state = self._differential.new_state(self.setting.level)
-            self.reference = pixels.copy()  # sparse passes write into it
-            outputs, _ = self._differential.run(self.state, self.reference)
-            self.boxes = self._runner.decode(outputs, pixels)
-            self._costs.learn_dense(time.thread_time() - started_s)
+        started_s = self._costs.clock()
+        self.work, self._sparse_passes = 1.0, 0
+        with self._dropped_if_it_fails():
+            if self.setting.level is None or self._differential is None:
+                self.state = None
+                self.boxes = self._runner.full(pixels)
+                self.reference = pixels
+                self._costs.learn_full(self._costs.clock() - started_s)
+            else:
+                if self.state is None:
+                    self.state = self._differential.new_state(self.setting.level)
+                outputs, _ = self._differential.run(self.state, pixels)
+                self.boxes = self._runner.decode(outputs, pixels)
+                self.reference = pixels.copy()  # sparse passes write into it
+                self._costs.learn_dense(self._costs.clock() - started_s)
 
     def _sparse(self, pixels: Pixels, change: Change, level: float) -> Rung:
         assert self.reference is not None, "step compared with it"
         assert self._differential is not None, "a state has an owner"
         assert self.state is not None, "step has looked"
-        started_s = time.thread_time()
-        if not self.reference.flags.writeable:
-            self.reference = self.reference.copy()
-        copy_cells(self.reference, pixels, change, CELL_PX)
-        outputs, self.work = self._differential.run(
-            self.state, self.reference, change.cells, CELL_PX
-        )
-        self.boxes = self._runner.decode(outputs, pixels)
-        self._costs.learn_sparse(level, change.share, time.thread_time() - started_s)
+        started_s = self._costs.clock()
+        with self._dropped_if_it_fails():
+            copy_cells(self.reference, pixels, change, CELL_PX)
+            outputs, self.work = self._differential.run(
+                self.state, self.reference, change.cells, CELL_PX
+            )
+            self.boxes = self._runner.decode(outputs, pixels)
+        self._sparse_passes += 1
+        self._costs.learn_sparse(level, change.share, self._costs.clock() - started_s)
         return "sparse"
+
+    @contextmanager
+    def _dropped_if_it_fails(self) -> Iterator[None]:
+        """Forget everything when a pass fails: the reference may be ahead of the answer then."""
+        try:
+            yield
+        except ModelError:
+            self.drop()
+            raise
 
     def drop(self) -> None:
         """Forget everything: the next frame gets a full pass."""
@@ -230,7 +265,12 @@ class Outcome:
 
 
 class Ladder:
-    """Answer the frames of one camera with one model. All methods are thread-safe."""
+    """Answer the frames of one camera with one model.
+
+    All methods are thread-safe, but `look` belongs to one thread, that of the camera, and passes
+    (`serve` and what is done afterwards) to one thread for all ladders that share a differential
+    model. Frames must not be written after they were handed over: they become references.
+    """
 
     def __init__(
         self,
@@ -246,21 +286,23 @@ class Ladder:
         """Start strict; `calibrate` is asked for a calibration whenever one is due.
 
         `size` (height, width) of the canvases; `refusal` says why there is no `differential`.
+        Raises ValueError for a size without area.
         """
         self.runner, self.differential, self.costs = runner, differential, costs
         self.refusal = refusal
         self.stats: Counter[str] = Counter()
         self.mode: Mode = "strict"
         self.reason = "not calibrated yet"
-        self.audited = Evidence()
+        self.audited = Evidence(AUDIT_BLOCKS)
         self.target = STRICT_TARGET
         self.work_saved = 0.0  # full passes' worth of multiply-accumulates
+        self._size = size
         self.mask = ChangeMask(*size, cell_px=CELL_PX)
         self._track = self.track(STRICT, self.mask)
         self._calibrate = calibrate
         self._calibration: Calibration | None = None
         self._random = random.Random(seed)
-        self._next_audit = self._random.randint(*AUDIT_FRAMES)
+        self._audit_at = self._random.randint(*AUDIT_FRAMES)  # of stats["frames"]
         self._breaches = 0
         self._strange: deque[bool] = deque(maxlen=STRANGE_WINDOW)
         self._full_s = 0.0  # when the last full pass was
@@ -269,6 +311,9 @@ class Ladder:
         self._interval_s = 0.0
         self._saved_s: float | None = None  # a frame
         self._off_share = 0.0
+        self._calm = 0  # probes in a row
+        self._offs = 0  # in a row
+        self._retry_at = 0  # of stats["frames"], while off
         self._lock = threading.Lock()
 
     def track(self, setting: Setting, mask: ChangeMask) -> Track:
@@ -282,14 +327,18 @@ class Ladder:
     @property
     def size_bytes(self) -> int:
         """Return the bytes held for this camera, a running calibration's included."""
-        return self._track.size_bytes + (
-            self._calibration.size_bytes if self._calibration is not None else 0
-        )
+        calibration = self._calibration
+        return self._track.size_bytes + (calibration.size_bytes if calibration is not None else 0)
+
+    @property
+    def reference(self) -> Pixels | None:
+        """Return the canvas that the held answer belongs to; sparse passes write into it."""
+        return self._track.reference
 
     @property
     def is_warm(self) -> bool:
         """Return whether there is a reference."""
-        return self._track.reference is not None
+        return self.reference is not None
 
     def idle_s(self, now_s: float) -> float:
         """Return the time since the last frame."""
@@ -339,19 +388,28 @@ class Ladder:
             )
 
     def adopt(self, entry: Entry, now_s: float) -> bool:
-        """Go on with what another node found; False when there is something valid of our own."""
+        """Go on with what another node found; False when none of it is news.
+
+        A valid reference of our own stays: it is newer.
+        """
         with self._lock:
-            if entry.age_s >= TTL_S or (self.is_warm and not self._is_old(now_s)):
+            own = self._track
+            is_valid = self.is_warm and not self._is_old(now_s)
+            learns = self.mode == "strict" and not self._breaches
+            if entry.age_s >= TTL_S or (is_valid and not (learns and entry.calibrated)):
                 return False
-            if entry.calibrated is not None and self.mode == "strict":
+            if learns and entry.calibrated is not None:
                 gate, level, domain, self.target = entry.calibrated
                 if self.differential is None:
                     level = None
                 self.mode, self.reason = "calibrated", "found by another node"
                 self._track = self.track(Setting(gate, level, domain), self.mask)
             self.mask.assume_noise(entry.noise)
-            self._track.reference, self._track.boxes = entry.pixels, entry.boxes
-            self._full_s = now_s - entry.age_s
+            if is_valid:
+                self._track.reference, self._track.boxes = own.reference, own.boxes
+            else:
+                self._track.reference, self._track.boxes = entry.pixels, entry.boxes
+                self._full_s = now_s - entry.age_s
             return True
 
     def record(self, now_s: float) -> dict[str, Any]:
@@ -377,15 +435,20 @@ class Ladder:
     def look(self, pixels: Pixels, now_s: float) -> tuple[list[Box], Rung] | None:
         """Return the answer that a new frame may reuse, or None: it has to be served.
 
-        Call once per frame, in order. Never waits for a pass under way. O(pixels).
+        Call once per frame, in order. Never waits for a pass under way. Raises ValueError for a
+        canvas of another size. O(pixels).
         """
+        self._check_size(pixels)
+        self.stats["frames"] += 1
+        self._note_time(now_s)
+        turn = self.stats["frames"] % NOISE_FRAMES
+        last, self._last = self._last, pixels if turn == 0 else None
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            self._next_audit -= 1
-            self._note_time(now_s)
-            self._learn_noise(pixels)
-            if self.mode in ("off", "calibrating") or self._next_audit <= 0 or self._is_old(now_s):
+            if last is not None and self.mode != "off":
+                self.mask.learn_noise(pixels, last)
+            if self.mode in ("off", "calibrating") or self._is_audit or self._is_old(now_s):
                 return None
             change = self._track.compare(pixels)
             if change is None or not self._track.holds(change):
@@ -395,13 +458,14 @@ class Ladder:
             self._lock.release()
 
     def serve(self, pixels: Pixels, now_s: float) -> Outcome:
-        """Answer a frame, by a pass where needed. Raises ModelError. O(a full pass)."""
+        """Answer a frame, by a pass where needed.
+
+        Raises ModelError (the next frame gets a full pass then), ValueError for a canvas of
+        another size. O(a full pass).
+        """
+        self._check_size(pixels)
         with self._lock:
-            try:
-                return self._serve(pixels, now_s)
-            except ModelError:
-                self._track.drop()
-                raise
+            return self._serve(pixels, now_s)
 
     def _serve(self, pixels: Pixels, now_s: float) -> Outcome:
         if self.mode == "off":
@@ -409,18 +473,19 @@ class Ladder:
         if self.mode == "calibrating":
             return self._calibrated(pixels, now_s)
         change = None if self._is_old(now_s) else self._track.compare(pixels)
-        if self._next_audit <= 0 and change is not None:
+        if self._is_audit and change is not None:
             return self._audit(pixels, change, now_s)
         if change is not None and self._track.holds(change):
             return Outcome(*self._reused(change))
         if change is not None and self.mode == "calibrated":
             self._strange.append(change.share > self.setting.domain)
         rung = self._track.step(pixels, change)
+        boxes = self._track.boxes  # before a calibration drops them
         self._count(rung, now_s)
         if change is not None and change.kind in ("brightness", "scene"):
             self.stats[f"full: {change.kind}"] += 1
         self._reconsider()
-        return Outcome(self._track.boxes, rung)
+        return Outcome(boxes, rung)
 
     def _reused(self, change: Change) -> tuple[list[Box], Rung]:
         rung: Rung = "same" if change.kind == "same" else "gate"
@@ -445,13 +510,14 @@ class Ladder:
     def _is_old(self, now_s: float) -> bool:
         return not 0 <= now_s - self._full_s < TTL_S
 
-    def _learn_noise(self, pixels: Pixels) -> None:
-        """Measure the noise on one frame of eight, against the frame before it."""
-        self.stats["frames"] += 1
-        turn = self.stats["frames"] % 8
-        if turn == 1 and self._last is not None and self.mode != "off":
-            self.mask.learn_noise(pixels, self._last)
-        self._last = pixels if turn == 0 else None
+    @property
+    def _is_audit(self) -> bool:
+        return self.stats["frames"] >= self._audit_at
+
+    def _check_size(self, pixels: Pixels) -> None:
+        if pixels.shape[:2] != self._size:
+            size = " x ".join(str(side) for side in pixels.shape[:2])
+            raise ValueError(f"a canvas of {size} came to a ladder for {self._size}")
 
     # Calibration, audits, and what follows from them.
 
@@ -461,21 +527,22 @@ class Ladder:
         if self.mode == "strict" or strange:
             calibration = self._calibrate(self)
             if calibration is not None:
-                self._begin(calibration, "the scene has changed" if strange else "first frames")
+                first = "audits found reuse wrong" if self._breaches else "first frames"
+                self._begin(calibration, "the scene has changed" if strange else first)
 
     def _begin(self, calibration: Calibration, reason: str) -> None:
         self._calibration = calibration
         self.mode, self.reason = "calibrating", reason
         self._strange.clear()
-        self._track.drop()
+        self._track = self.track(STRICT, self.mask)
 
     def _calibrated(self, pixels: Pixels, now_s: float) -> Outcome:
         """Answer by a full pass and let the calibration learn from it after the reply."""
         calibration = self._calibration
         assert calibration is not None, "the mode says so"
-        started_s = time.thread_time()
+        started_s = self.costs.clock()
         boxes = self.runner.full(pixels)
-        self.costs.learn_full(time.thread_time() - started_s)
+        self.costs.learn_full(self.costs.clock() - started_s)
         self._count("full", now_s)
 
         def learn() -> None:
@@ -490,34 +557,47 @@ class Ladder:
 
     def _adopt(self, verdict: Verdict) -> None:
         self._calibration = None
-        self.audited = Evidence()
+        self.audited = Evidence(AUDIT_BLOCKS)
         self.reason, self.target = verdict.reason, verdict.target
         self._off_share = verdict.share
-        self.mode = "off" if verdict.setting is None else "calibrated"
-        self._track = self.track(verdict.setting or STRICT, self.mask)
+        if verdict.setting is None:
+            self._switch_off()
+        else:
+            self.mode, self._offs = "calibrated", 0
+            self._track = self.track(verdict.setting, self.mask)
+
+    def _switch_off(self) -> None:
+        """Answer by full passes until the scene calms down, or for long enough to try again."""
+        self.mode, self._calm = "off", 0
+        self._track = self.track(Setting(), self.mask)  # as the strictest trial measures change
+        self._retry_at = self.stats["frames"] + (OFF_FRAMES << min(self._offs, 6))
+        self._offs += 1
 
     def _audit(self, pixels: Pixels, change: Change, now_s: float) -> Outcome:
         """Take a full pass and compare with it what the setting would have answered."""
-        self._next_audit = self._random.randint(*AUDIT_FRAMES)
+        self._audit_at = self.stats["frames"] + self._random.randint(*AUDIT_FRAMES)
         rung = self._track.step(pixels, change)
+        given = self._track.boxes
         if rung != "full":
-            given = self._track.boxes
             self._track.refresh(pixels)
-            self.audited.add(self._track.boxes, given)
-            self.stats["audits"] += 1
-            if self.audited.bounds(BREACH_Z)[1] < self.target:
-                self._tighten()
-            elif self.audited.frames >= CLEAN_AUDITS:
-                self._breaches = 0
+        boxes = self._track.boxes  # before a breach drops them
         self._count("full", now_s)
-        return Outcome(self._track.boxes, "full")
+        # The target is for all frames, so those that got a full pass anyway count too.
+        self.audited.add(boxes, given)
+        self.stats["audits"] += 1
+        if self.audited.bounds(BREACH_Z)[1] < self.target:
+            self._tighten()
+        elif self.audited.frames >= CLEAN_AUDITS:
+            self._breaches = 0
+        return Outcome(boxes, "full")
 
     def _tighten(self) -> None:
         """Go one step back after a breach: half the gate, then strict, then off."""
         self._breaches += 1
         self.stats["breaches"] += 1
         agreement = f"audits agree to {self.audited.agreement:.3f}, not {self.target:.3f}"
-        self.audited = Evidence()
+        self.audited = Evidence(AUDIT_BLOCKS)
+        self._strange.clear()
         if self._breaches == 1:
             level = self.setting.level
             setting = replace(
@@ -529,8 +609,8 @@ class Ladder:
             self.mode, self.reason = "strict", f"strict: {agreement}"
             self._track = self.track(STRICT, self.mask)
         else:
-            self.mode, self.reason = "off", f"off: {agreement}"
-            self._track.drop()
+            self.reason = f"off: {agreement}"
+            self._switch_off()
 
     def _unaided(self, pixels: Pixels) -> Outcome:
         """Answer by a full pass alone; look at one frame of many whether the scene calms down."""
@@ -538,11 +618,13 @@ class Ladder:
         if turn == 0:
             self._track.reference = pixels
         elif turn == 1 and (change := self._track.compare(pixels)) is not None:
-            self._strange.append(change.share < self._off_share / 2)
-            if len(self._strange) >= 4 and all(list(self._strange)[-4:]):
+            self._calm = self._calm + 1 if change.share < self._off_share / 2 else 0
+            is_calm = self._calm >= CALM_PROBES
+            if is_calm or self.stats["frames"] >= self._retry_at:
                 calibration = self._calibrate(self)
                 if calibration is not None:
-                    self._begin(calibration, "the scene has calmed down")
+                    calm = "the scene has calmed down"
+                    self._begin(calibration, calm if is_calm else "off for long: tried again")
         boxes = self.runner.full(pixels)
         self.stats["full"] += 1
         return Outcome(boxes, "full")

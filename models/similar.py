@@ -23,8 +23,9 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from models.evidence import Doubles, wilson
+
 Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 Answer = TypeVar("Answer")
 
 FIRST_MEAN = 32  # features before a mean is believed
@@ -78,21 +79,6 @@ def pooled(rows: Floats) -> Floats:
     if rows.ndim != 2 or not len(rows):
         raise ValueError(f"rows of shape {list(rows.shape)} cannot be pooled")
     return np.concatenate([rows.mean(axis=0), rows.max(axis=0)]).astype(np.float32)
-
-
-def wilson(agreed: npt.ArrayLike, total: npt.ArrayLike, z: float) -> tuple[Doubles, Doubles]:
-    """Return the lower and upper bound of a share, 0 and 1 where there is no evidence.
-
-    Source: Wilson (1927), the score interval.
-    """
-    count = np.maximum(1.0, np.asarray(total, np.float64))
-    share = np.asarray(agreed, np.float64) / count
-    centre = share + z * z / (2 * count)
-    half = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale, known = 1 + z * z / count, np.asarray(total) > 0
-    low = np.where(known, np.maximum(0, (centre - half) / scale), 0.0)
-    high = np.where(known, np.minimum(1, (centre + half) / scale), 1.0)
-    return low, high
 
 
 class SimilarityLimit:

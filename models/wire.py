@@ -123,11 +123,18 @@ class CameraState:
 
 @dataclass(frozen=True)
 class CacheHolding:
-    """Say that the worker began or ceased to hold a cache entry for (agent, digest)."""
+    """Say that the worker began or ceased to hold a cache entry for (agent, digest).
+
+    Said again when what follows has changed: the entry's scene (see `models.scene`), its size on
+    the way to a peer, and whether it tells what calibration found.
+    """
 
     agent: str
     digest: str
     held: bool
+    signature: int = 0
+    size_bytes: int = 0
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,11 @@ from typing import Any
 from models.accelerators import AcceleratorSpec
 from models.engine import Answer, Engine, Job
 from models.images import Scaler, decode_jpeg, encode_jpeg, fitted
+from models.scene import signature
 from models.streams import Camera, Frame, Frames, OpenSource
 from models.wire import (
     HEADER,
+    CacheHolding,
     CameraSpec,
     CameraState,
     FrameReady,
@@ -69,6 +71,7 @@ class Worker:
             "image": self._image,
             "encode": self._encode,
             "drop": self._drop,
+            "scene": self._scene,
             "export": self._export,
             "import": self._import,
             "ping": self._ping,
@@ -86,8 +89,8 @@ class Worker:
                 self._handlers[message["op"]](message)
             except (Shed, ModelError) as error:
                 self._refuse(message["id"], error)
-        for camera in self._cameras.values():
-            camera.stop()
+        for agent in list(self._cameras):
+            self._leave(agent)
         self._engine.stop()
 
     # Requests.
@@ -111,47 +114,48 @@ class Worker:
         # A model that is not loaded (the successor of a worker could not load it again) is no
         # reason to have no camera: its frames carry no view until it is.
         spec = CameraSpec(**message["camera"])
-        if (old := self._cameras.pop(spec.agent, None)) is not None:
-            old.stop()
+        self._leave(spec.agent)
         frames = self._frames.setdefault(spec.agent, Frames())
         frames.open(message["first_frame"])
-        camera = Camera(
-            spec,
-            message["digest"],
-            frames,
-            self._engine,
-            self._open_source,
-            self._on_frame,
-            self._on_state,
-        )
+        camera = next((one for one in self._cameras.values() if one.serves(spec)), None)
+        if camera is None:
+            camera = Camera(spec, self._engine, self._open_source, self._on_frame, self._on_state)
         self._cameras[spec.agent] = camera
         self._reply(message["id"], None)
-        camera.start()
+        camera.join(spec.agent, message["digest"], frames)
 
     def _use(self, message: Message) -> None:
         camera = self._cameras.get(message["agent"])
         if camera is None:
             raise ModelError(f"agent {message['agent']} has no camera on {self._engine.spec.name}")
-        camera.use(message["digest"])
+        camera.use(message["agent"], message["digest"])
         self._reply(message["id"], None)
 
     def _close(self, message: Message) -> None:
         # The cache entry stays until it expires: the agent's next host may ask for it.
-        if (camera := self._cameras.pop(message["agent"], None)) is not None:
-            camera.stop()
+        if self._leave(message["agent"]):
             self._frames[message["agent"]].close(time.monotonic())
         self._reply(message["id"], None)
+
+    def _leave(self, agent: str) -> bool:
+        """Have an agent leave its camera; return whether it had one."""
+        if (camera := self._cameras.pop(agent, None)) is None:
+            return False
+        camera.leave(agent)
+        if camera.agents:
+            self._engine.cache.part(agent)
+        return True
 
     def _infer(self, message: Message) -> None:
         now_s = time.monotonic()
         agent, digest = message["agent"], message["digest"]
         frame = self._frame(message)
-        canvas = frame.canvas if frame.digest == digest else None
-        job = Job(agent, digest, frame.pixels, canvas, now_s, self._answering(message["id"]))
+        view = frame.view if frame.view is not None and frame.view.digest == digest else None
+        job = Job(agent, digest, frame.pixels, view, now_s, self._answering(message["id"]))
         if message["deadline_s"] <= now_s:
             raise Shed("deadline")
-        if canvas is not None and frame.found is not None:
-            self._engine.answer(job, *frame.found, now_s)
+        if view is not None and view.found is not None:
+            self._engine.answer(job, *view.found, now_s)
             return
         self._engine.submit(job, message["deadline_s"], message["tier"])
 
@@ -165,11 +169,11 @@ class Worker:
         def work() -> None:
             try:
                 pixels = decode_jpeg(message["image"], self._scaler)
-                canvas, found = self._engine.look(agent, digest, pixels, self._scaler)
+                view = self._engine.look(agent, digest, pixels, self._scaler)
                 reply = self._answering(message["id"])
-                job = Job(agent, digest, pixels, canvas, arrived_s, reply)
-                if found is not None:
-                    self._engine.answer(job, *found, time.monotonic())
+                job = Job(agent, digest, pixels, view, arrived_s, reply)
+                if view.found is not None:
+                    self._engine.answer(job, *view.found, time.monotonic())
                 else:
                     self._engine.submit(job, message["deadline_s"], message["tier"])
             except ValueError as error:
@@ -193,6 +197,11 @@ class Worker:
     def _drop(self, message: Message) -> None:
         if (frames := self._frames.get(message["agent"])) is not None:
             frames.drop(message["frame"])
+
+    def _scene(self, message: Message) -> None:
+        frames = self._frames.get(message["agent"])
+        frame = frames.newest() if frames is not None else None
+        self._reply(message["id"], signature(frame.pixels) if frame is not None else None)
 
     def _export(self, message: Message) -> None:
         self._enqueue_image(
@@ -238,8 +247,8 @@ class Worker:
     def _on_state(self, state: CameraState) -> None:
         self._send({"event": "camera", **dataclasses.asdict(state)})
 
-    def _on_cache_change(self, agent: str, digest: str, held: bool) -> None:
-        self._send({"event": "cache", "agent": agent, "digest": digest, "held": held})
+    def _on_cache_change(self, holding: CacheHolding) -> None:
+        self._send({"event": "cache", **dataclasses.asdict(holding)})
 
     def _on_load_change(self) -> None:
         self._send({"event": "load"})

@@ -44,6 +44,7 @@ def local_app(view: NodeView, token: str | None) -> web.Application:
         "/edge/v1/peers": view.peers,
         "/edge/v1/agents": view.agents,
         "/edge/v1/tiers": view.tiers,
+        "/edge/v1/cache": view.cache,
         "/edge/v1/models": view.models,
         "/edge/v1/keys": view.keys,
         "/edge/v1/state/hash": view.state_hash,

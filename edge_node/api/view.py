@@ -30,6 +30,9 @@ class NodeView(Protocol):
     def tiers(self) -> list[Json]:
         """List agents' tiers: [{agent, tier, declared, reason, deadline_ms, met_ratio}]."""
 
+    def cache(self) -> list[Json]:
+        """List what is reused of each camera here: `edge_node.reuse.records`."""
+
     def models(self) -> list[Json]:
         """List models: [{name, desired, running, variants, error}]."""
 

@@ -6,7 +6,6 @@ frame ends exactly once, as answered (met or missed), shed, or lost.
 """
 
 import asyncio
-import contextlib
 import random
 import re
 import time
@@ -18,6 +17,7 @@ from typing import Any
 from edge_node.fleet.peers import PeerError, Peers
 from edge_node.metrics import Counters, Latencies
 from edge_node.placement.choose import choose
+from edge_node.placement.fetch import CALIBRATION_PASSES, Holder, Link, in_order, is_worth
 from edge_node.placement.view import FleetView, Option
 from edge_node.workers import CameraSpec, FrameReady, Inference, ModelError, Shed, WorkerHandle
 
@@ -141,6 +141,13 @@ class HostedAgent:
     hits: int = 0
     in_flight: int = 0
     latencies: Latencies = field(default_factory=Latencies)
+    asked: bool = False
+    """Whether others were asked for its reuse state."""
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether the reuse state of another node may help it."""
+        return not self.asked and self.frames < CALIBRATION_PASSES
 
 
 class Agents:
@@ -170,6 +177,11 @@ class Agents:
         self._rng = rng
         self._on_result = on_result
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def cold(self) -> dict[str, str]:
+        """Agents that would start warm if another node had their state, and their digests."""
+        return {name: agent.digest for name, agent in self.hosted.items() if agent.is_cold}
 
     @property
     def digests(self) -> set[str]:
@@ -204,18 +216,44 @@ class Agents:
         if agent is not None:
             await agent.worker.close_camera(name)
 
-    async def warm_start(self, name: str, holders: Iterable[object]) -> None:
-        """Fetch the reuse state of an agent that came here from one of its ``holders``."""
-        for node in holders:
-            agent = self.hosted.get(name)
-            if agent is None or not isinstance(node, bytes) or node == self._node_id:
-                continue
-            digest = agent.digest
-            with contextlib.suppress(PeerError, ModelError, Shed):
-                entry = await self._peers.cache(node, name, digest, FORWARD_MIN_S)
-                if entry and await agent.worker.import_cache(name, digest, entry):
-                    self._counters.add("warm_starts", agent=name)
-                    return
+    async def warm_start(self, name: str, holders: Iterable[Holder]) -> None:
+        """Fetch the reuse state of an agent that is new here, once, where that is worth it.
+
+        ``holders`` may include this node; without others nothing happens.
+        """
+        agent = self.hosted.get(name)
+        others = [holder for holder in holders if holder.node != self._node_id]
+        if agent is None or not others or not agent.is_cold:
+            return
+        agent.asked = True
+        scene = await agent.worker.scene(name)
+        full_s = agent.worker.service_ms.get(agent.digest, 0.0) / 1e3
+        for holder in in_order(others, scene):
+            if self.hosted.get(name) is not agent:
+                return
+            link = Link(self._peers.bandwidth_bps(holder.node), self._view.rtt_s(holder.node))
+            outcome = "not worth it"
+            if is_worth(holder, link, full_s, scene):
+                outcome = await self._fetch(agent, holder, link.fetch_s(holder.size_bytes))
+            self._counters.add("entries", outcome=outcome)
+            if outcome == "taken":
+                self._counters.add("warm_starts", agent=name)
+                return
+
+    async def _fetch(self, agent: HostedAgent, holder: Holder, predicted_s: float) -> str:
+        """Ask a holder for its entry; return what became of it."""
+        name, digest = agent.spec.name, agent.digest
+        timeout_s = FORWARD_MIN_S + 2 * predicted_s
+        try:
+            entry = await self._peers.cache(holder.node, name, digest, timeout_s)
+            if entry is None:
+                return "gone"
+            taken = await agent.worker.import_cache(name, digest, entry)
+        except PeerError:
+            return "unreachable"
+        except ModelError:
+            return "refused"
+        return "taken" if taken else "refused"
 
     async def close(self, timeout_s: float) -> None:
         """Close every camera, and wait for the frames under way at most ``timeout_s``."""

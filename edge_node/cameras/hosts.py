@@ -9,6 +9,7 @@ this node.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from crdt import Instant, Store
 from edge_node.cameras.address import public_address
@@ -142,17 +143,13 @@ class Hosts:
             return True
         return self.host_of(spec) == self._node_id and spec.movable_to(files)
 
-    async def reconcile(self, digest: str, files: str) -> list[str]:
+    async def reconcile(self, digest: str, files: str) -> None:
         """Open and close cameras until what runs here is what the replica says.
 
         Args:
             digest: the model to answer with.
             files: folder under which files of other nodes' cameras may be opened.
-
-        Returns:
-            The names of agents that came here from another node.
         """
-        arrived = []
         async with self._lock:
             hosted, workers = self._agents.hosted, self._workers()
             specs = {n: s for n, s in self.specs().items() if self._belongs_here(s, files)}
@@ -163,25 +160,29 @@ class Hosts:
             for name, spec in specs.items():
                 new = name not in hosted
                 try:
-                    await self._agents.host(spec, self._worker_for(name, workers), digest)
+                    await self._agents.host(spec, self._worker_for(spec, workers), digest)
                 except ModelError as error:
                     problems[name] = f"agent {name}: {error}"
                     continue
                 if new:
                     log.info("agent %s runs here (%s)", name, public_address(spec.source))
-                    if spec.home != self._node_id:
-                        arrived.append(name)
             for name, problem in problems.items():
                 if self.problems.get(name) != problem:
                     log.error("%s", problem)
             self.problems = problems
-        return arrived
 
-    def _worker_for(self, name: str, workers: list[WorkerHandle]) -> WorkerHandle:
-        """Return the worker that runs the agent while it lives, else the one with the fewest."""
+    def _worker_for(self, spec: AgentSpec, workers: list[WorkerHandle]) -> WorkerHandle:
+        """Return the worker that runs the agent while it lives, else the one with the fewest.
+
+        Agents of one camera go together: their worker does their work once.
+        """
         hosted = self._agents.hosted
         if not workers:
             raise ModelError("no accelerator works")
-        if name in hosted and hosted[name].worker in workers:
-            return hosted[name].worker
+        if spec.name in hosted and hosted[spec.name].worker in workers:
+            return hosted[spec.name].worker
+        camera = spec.camera()
+        for other in hosted.values():
+            if replace(other.spec.camera(), agent=spec.name) == camera and other.worker in workers:
+                return other.worker
         return min(workers, key=lambda one: sum(a.worker is one for a in hosted.values()))

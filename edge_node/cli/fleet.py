@@ -101,6 +101,6 @@ def tiers(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def percentage(part: int | None, whole: int | None) -> str | None:
+def percentage(part: float | None, whole: float | None) -> str | None:
     """Show part of whole in percent; None where nothing was counted."""
     return f"{100 * part / whole:.0f} %" if part is not None and whole else None

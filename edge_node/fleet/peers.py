@@ -7,6 +7,7 @@ challenge.
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -15,11 +16,14 @@ import msgpack
 from yarl import URL
 
 from edge_node.fleet.auth import CHALLENGE_HEADER, HEADER, Signer
+from edge_node.placement.fetch import PRIOR_BPS
 from edge_node.workers import Inference
 from gossip import Address
 from models.wire import Rung
 
 MAX_REPLY_BYTES = 4 * 2**20
+MEASURED_BYTES = 2**16  # shorter replies say nothing about bandwidth
+BANDWIDTH_GAIN = 0.3
 RUNGS: Mapping[object, Rung] = {rung: rung for rung in get_args(Rung)}
 
 
@@ -45,6 +49,11 @@ class Peers:
         self._address = address
         self.name = name
         self._session: aiohttp.ClientSession | None = None
+        self._bandwidth_bps: dict[bytes, float] = {}
+
+    def bandwidth_bps(self, node: bytes) -> float:
+        """Return the moving average over what came from a peer, a prior before there was any."""
+        return self._bandwidth_bps.get(node, PRIOR_BPS)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -123,14 +132,22 @@ class Peers:
         path = URL(url).raw_path_qs
         headers = {HEADER: self._signer.sign(method, path, body, node)}
         async with session.request(method, URL(url), data=body, headers=headers) as response:
-            reply = bytearray()
+            reply, began_s = bytearray(), time.monotonic()
             async for chunk in response.content.iter_chunked(2**16):
                 reply += chunk
                 if len(reply) > MAX_REPLY_BYTES:
                     raise PeerError("reply too large", silent=False)
+            self._measure(node, len(reply), time.monotonic() - began_s)
             challenge = response.headers.get(CHALLENGE_HEADER)
             learnt = response.status == 401 and self._signer.learn(node, challenge)
             return response.status, bytes(reply), learnt
+
+    def _measure(self, node: bytes, size_bytes: int, spent_s: float) -> None:
+        """Learn from a body of so many bytes that took so long after its header."""
+        if size_bytes >= MEASURED_BYTES:
+            now_bps = size_bytes * 8 / max(1e-6, spent_s)
+            old_bps = self._bandwidth_bps.get(node, now_bps)
+            self._bandwidth_bps[node] = old_bps + BANDWIDTH_GAIN * (now_bps - old_bps)
 
 
 def _box(box: list[float]) -> list[float]:

@@ -9,6 +9,8 @@ never offered before its silence has run out.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edge_node.placement.fetch import PRIOR_RTT_S
+
 SILENCE_MIN_S = 1.0
 SILENCE_MAX_S = 30.0
 """How long a peer that left a forward unanswered is out; doubled each time, ended by a reply.
@@ -112,6 +114,11 @@ class FleetView:
     def forget(self, node: bytes) -> None:
         """Drop a peer that left or died."""
         self.peers.pop(node, None)
+
+    def rtt_s(self, node: bytes) -> float:
+        """Return what is known of the way to a peer and back, :data:`PRIOR_RTT_S` if nothing."""
+        peer = self.peers.get(node)
+        return peer.network_ms / 1e3 if peer is not None else PRIOR_RTT_S
 
     def options(self, digest: str, now_s: float) -> list[Option]:
         """List the peers that run the model ``digest`` and were heard lately, in id order."""

@@ -27,7 +27,7 @@ from models.delta.layers import Floats
 from models.delta.library import library
 from models.delta.native import NativeProgram, State
 from models.delta.onnxfile import write_model
-from models.delta.plan import LIMIT_BYTES, Plan, compile_plan, work_left
+from models.delta.plan import LIMIT_BYTES, Plan, PlanTooLarge, compile_plan, work_left
 from models.delta.suffix import stacked, suffix_model
 from models.images import Pixels
 from models.runtime import open_session
@@ -50,15 +50,15 @@ class CameraState:
 
     owner: Differential
     level: float
-    held: State | GraphState
+    held: State | GraphState | None  # None until a graph with its thresholds can be compiled
 
     @property
     def is_warm(self) -> bool:
-        return self.held.is_warm
+        return self.held is not None and self.held.is_warm
 
     @property
     def size_bytes(self) -> int:
-        return self.held.size_bytes
+        return self.held.size_bytes if self.held else 0
 
 
 class Differential:
@@ -77,19 +77,24 @@ class Differential:
 
         `executor` is "native", "graph" or "" for the best. Raises Refused with the reason when
         the model cannot be run differentially (global operations, plan too large), ModelError
-        when it cannot be read. O(weights).
+        when it cannot be read, ValueError for a size without area. O(weights).
         """
+        if min(size) < 1:
+            raise ValueError(f"an image of {size[1]} x {size[0]} pixels has no area")
         model = at_size(data, *size)
         analysis = fuse(analyse(model))
         if reason := analysis.outputs_only(LEAST_LOCAL):
             raise Refused(reason)
         budget_bytes = BYTES_PER_PIXEL * size[0] * size[1]
-        self.plan = compile_plan(analysis, limit_bytes, budget_bytes)
+        try:
+            self.plan = compile_plan(analysis, limit_bytes, budget_bytes)
+        except PlanTooLarge as error:
+            raise Refused(str(error)) from None
         suffix, self._taken = suffix_model(model, analysis)
         self._suffix = open_session(write_model(suffix), accelerator)
         self._held = tuple(dict.fromkeys(self._taken.values()))
         self._shares = _shares(self.plan)
-        self._deviations: dict[str, float] = {}  # of the first image seen
+        self._deviations: dict[str, float] = {}  # of the first image that thresholds applied to
         self._accelerator = accelerator
         self._graphs: dict[float, GraphProgram] = {}
         self._level = 0.0  # whose thresholds the native program has now
@@ -98,19 +103,15 @@ class Differential:
         if wants_native and (library() is not None or executor == "native"):
             self._native = NativeProgram(self.plan)
             self._native.tune()
-        else:
-            self._graph(0.0)
         self.executor = "native" if self._native else "graph"
-
-    @property
-    def state_bytes(self) -> int:
-        """Return the bytes of one camera's state."""
-        return self.plan.state_bytes
+        # Of one camera's state; the graph's holds every map, whatever the plan's budget says.
+        self.state_bytes = (
+            self.plan.state_bytes if self._native else self._graph(0.0).new_state().size_bytes
+        )
 
     def new_state(self, level: float = 0.0) -> CameraState:
         """Return a cold state for one camera whose maps are pruned at a level >= 0. O(state)."""
-        held = self._native.new_state() if self._native else self._graph(level).new_state()
-        return CameraState(self, level, held)
+        return CameraState(self, level, self._native.new_state() if self._native else None)
 
     def run(
         self, state: CameraState, pixels: Pixels, changed: Cells | None = None, cell_px: int = 4
@@ -124,15 +125,28 @@ class Differential:
         """
         if state.owner is not self:
             raise ValueError("the state belongs to another model or another image size")
+        if state.level and not self._deviations:
+            self._measure(pixels)
         mask = changed if state.is_warm else None
         if self._native is not None:
             rows, work = self._run_native(self._native, state, pixels, mask, cell_px)
         else:
             rows, work = self._run_graph(state, pixels, mask, cell_px)
-        if not self._deviations:
-            self._deviations = {name: float(rows_of.std()) for name, rows_of in self._all(state)}
-        outputs: list[Floats] = self._suffix.run(None, stacked(rows, self._taken))
-        return outputs, work
+        return self._outputs(rows), work
+
+    def _outputs(self, rows: dict[str, Floats]) -> list[Floats]:
+        try:
+            outputs: list[Floats] = self._suffix.run(None, stacked(rows, self._taken))
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises its own unexported classes
+            text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"the model failed behind its local layers: {text}") from None
+        return outputs
+
+    def _measure(self, pixels: Pixels) -> None:
+        """Learn how much each map varies, by an exact pass over one image. O(a full pass)."""
+        state = self.new_state()
+        self.run(state, pixels)
+        self._deviations = {name: float(rows.std()) for name, rows in self._all(state)}
 
     def _run_native(
         self,
@@ -152,8 +166,10 @@ class Differential:
     def _run_graph(
         self, state: CameraState, pixels: Pixels, changed: Cells | None, cell_px: int
     ) -> tuple[dict[str, Floats], float]:
-        assert isinstance(state.held, GraphState), "new_state gives the executor's own"
         program, mask = self._graph(state.level), None
+        if state.held is None:
+            state.held = program.new_state()
+        assert isinstance(state.held, GraphState), "the executor's own"
         if changed is not None:
             wide = changed.repeat(cell_px, axis=0).repeat(cell_px, axis=1)
             mask = np.ascontiguousarray(wide[: pixels.shape[0], : pixels.shape[1]])
@@ -167,7 +183,7 @@ class Differential:
             if isinstance(state.held, State):
                 assert self._native is not None, "its state is"
                 yield name, self._native.rows(state.held, name)
-            else:
+            elif state.held is not None:
                 yield name, self._graph(state.level).rows(state.held, name)
 
     def _graph(self, level: float) -> GraphProgram:

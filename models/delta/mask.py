@@ -30,6 +30,7 @@ ONE_SIGN = 0.8
 NOISE_GAIN = 1.2
 NOISE_STEP = 7
 NOISE_MEASUREMENTS = 16
+MOST_NOISE = 8.0  # grey levels: more is motion nearly everywhere, and must not pass for noise
 CELL_SIDES_PX = (4, 8)
 MOST_SUM = 65_535
 NEAR = 4  # cells
@@ -54,6 +55,9 @@ class ChangeMask:
         if height < 1 or width < 1:
             raise ValueError(f"a frame of {width} x {height} pixels has no area")
         self.cell_px = cell_px
+        if not 0 < channels <= library.MASK_CHANNELS:
+            raise ValueError(f"pixels of {channels} channels are not supported")
+        self._shape = (height, width, channels)
         rows, columns = -(-height // cell_px), -(-width // cell_px)
         self._sums: Sums = np.zeros((rows, columns), np.uint16)
         self._values = cell_px * cell_px * channels
@@ -65,7 +69,9 @@ class ChangeMask:
 
         The lower quartile of the last measurements: motion only ever raises one.
         """
-        return sorted(self._noise)[len(self._noise) // 4] if self._noise else 0.0
+        if not self._noise:
+            return 0.0
+        return min(MOST_NOISE, sorted(self._noise)[len(self._noise) // 4])
 
     def assume_noise(self, noise: float) -> None:
         """Take over what another node measured, until there are measurements of our own."""
@@ -84,36 +90,42 @@ class ChangeMask:
         if total == 0:
             return Change(np.zeros(self._sums.shape, np.uint8), 0.0, "same")
         cells = self._above(level)
-        share = np.count_nonzero(cells) / cells.size
+        share = float(np.count_nonzero(cells) / cells.size)
         kind: Kind = "local"
         if share > MOST:
             kind = "brightness" if abs(signed) > ONE_SIGN * total else "scene"
         return Change(cells, share, kind)
 
-    def around(self, change: Change, level: float) -> Change:
-        """Return what differed by more than a finer level in or near the cells of a change.
+    def around(self, seed: float, level: float) -> Change:
+        """Return what differed by more than a level in or near cells that did by more than `seed`.
 
-        Of the last comparison. Near is within `NEAR` to twice as many cells: what moves casts
+        In the last comparison. Near is within `NEAR` to twice as many cells: what moves casts
         shadows and has soft edges, while far from it such differences are the codec's. O(cells).
         """
         rows, columns = self._sums.shape
         high, wide = -(-rows // NEAR), -(-columns // NEAR)
         room = np.zeros((high * NEAR, wide * NEAR), np.uint8)
-        room[:rows, :columns] = change.cells
+        room[:rows, :columns] = self._above(seed)
         blocks = np.zeros((high + 2, wide + 2), np.uint8)
         blocks[1:-1, 1:-1] = room.reshape(high, NEAR, wide, NEAR).max(axis=(1, 3))
         tall = blocks[:-2] | blocks[1:-1] | blocks[2:]
         near = tall[:, :-2] | tall[:, 1:-1] | tall[:, 2:]
         cells = self._above(level)
         cells &= near.repeat(NEAR, axis=0).repeat(NEAR, axis=1)[:rows, :columns]
-        return Change(cells, np.count_nonzero(cells) / cells.size, change.kind)
+        return Change(cells, float(np.count_nonzero(cells) / cells.size), "local")
 
     def _above(self, level: float) -> Cells:
         limit = int((level + NOISE_GAIN * self.noise) * self._values)
         return (self._sums > np.uint16(min(limit, MOST_SUM))).view(np.uint8)
 
     def _compare(self, pixels: Pixels, reference: Pixels) -> tuple[int, int]:
-        """Fill the sums per cell; return the sum of |difference| and of the difference."""
+        """Fill the sums per cell; return the sum of |difference| and of the difference.
+
+        Raises ValueError for images of another size.
+        """
+        for image in (pixels, reference):
+            if image.shape != self._shape:
+                raise ValueError(f"a frame of {list(image.shape)}, not {list(self._shape)}")
         if library.library() is not None:
             return library.block_sums(pixels, reference, self.cell_px, self._sums)
         side = self.cell_px

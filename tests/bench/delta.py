@@ -8,10 +8,11 @@ on the first 40 % of each camera's frames and scored on the rest, state cold at 
 the full pass's mean time over the method's, everything included. The bar is min(.98, noise
 floor), the floor being the full pass on frame + N(0, 1) against the full pass on the frame, on
 every second frame; in calibration the same is measured on the calibration part. The best rival is
-the fastest that reaches the bar as calibrated; in hindsight, at any of its settings. Needs the
-folder EDGE_NODE_ASSETS.
+the fastest that reaches the bar as calibrated; in hindsight, at any of its settings. Our detector's
+rows are those of its large variant (`ours`); those of the small one stand beside them. Needs the
+folder EDGE_NODE_ASSETS; takes about ten minutes.
 
-Arguments name rows: `make bench-delta ARGS="quiet.yolox walkers"`.
+Arguments name rows and parts: `make bench-delta ARGS="quiet.yolox walkers exact"`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from models.manifest import load_manifest
 from models.wire import Box, ModelFile
 from tests.bench.delta_clips import Clip, Shot, clip_named, dirty_share
 from tests.bench.delta_methods import Method, Network
+from tests.bench.delta_ours import Ours
+from tests.bench.delta_parts import change, exactness, executors
 from tests.bench.delta_rivals import Rival, Skipper, rivals
 from tests.bench.delta_score import ENOUGH_BOXES, Agreement, agreement, bar, noise_agreement
 from tests.bench.report import Figure, report
@@ -41,6 +44,9 @@ YOLOX = "models/yolox_nano_dyn.onnx"
 VARIANTS = {"ours": "large", "small": "small"}
 FLOOR_EVERY = 2
 LEAST_DIRTY = 0.40
+LEAST_OF_IDEAL = 0.75
+MOST_MASKED = 0.05  # of the frames, while off
+MOST_VERDICT_S = 300.0
 # Row -> least speed-up; None is measured and asked for nothing.
 ROWS: dict[str, float | None] = {
     "quiet.ours": 8.0,
@@ -55,7 +61,11 @@ ROWS: dict[str, float | None] = {
     "crowd.yolox": 0.97,
 }
 # Figures of this report that are not rows of footage: name on the command line -> function.
-PARTS: dict[str, Callable[[Path], list[Figure]]] = {}
+PARTS: dict[str, Callable[[Path], list[Figure]]] = {
+    "exact": exactness,
+    "executors": executors,
+    "change": change,
+}
 
 
 @dataclass
@@ -140,15 +150,15 @@ def calibrated(clip: Clip, network: Network, methods: list[Method]) -> None:
         method.calibrate(shots, bar(floor))
 
 
-def scored(clip: Clip, network: Network, mine: Method | None, running: list[Rival[Any]]) -> Run:
+def scored(clip: Clip, network: Network, mine: Ours, running: list[Rival[Any]]) -> Run:
     """Answer the rest of the frames with the full pass, our method and the rivals."""
     rng, run, changed = np.random.default_rng(2), Run(), []
     run.rivals = {rival.label: Tally() for rival in running}
-    methods = [*running, mine] if mine else [*running]
     for camera in clip.cameras:
         last: Canvas | None = None
-        for method in methods:
-            method.cut(camera.name)
+        mine.cut(camera.name)
+        for rival in running:
+            rival.cut(camera.name)
         for index, (at_s, frame) in enumerate(camera.scored()):
             boxes = _answered(run, network, mine, running, (frame, at_s))
             if index % FLOOR_EVERY == 0:
@@ -163,7 +173,7 @@ def scored(clip: Clip, network: Network, mine: Method | None, running: list[Riva
 def _answered(
     run: Run,
     network: Network,
-    mine: Method | None,
+    mine: Ours,
     running: list[Rival[Any]],
     now: tuple[Canvas, float],
 ) -> list[Box]:
@@ -175,8 +185,7 @@ def _answered(
         for rival in running
         if not isinstance(rival, Skipper)
     ]
-    if mine:
-        works.append((run.mine, partial(mine.answer, frame, at_s)))
+    works.append((run.mine, partial(mine.answer, frame, at_s)))
     took: dict[int, tuple[list[Box], float]] = {}
     for place in range(len(works)):
         index = (place + run.frames) % len(works)
@@ -204,10 +213,10 @@ def row(name: str, assets: Path) -> list[Figure]:
         return []
     started_s = time.monotonic()
     network = network_of(model, clip, assets)
-    mine, others = ours(network), rivals(network)
-    calibrated(clip, network, [*others, mine] if mine else [*others])
+    mine, others = Ours(network), rivals(network)
+    calibrated(clip, network, [*others, mine])
     run = scored(clip, network, mine, [one for rival in others for one in entrants(rival)])
-    figures = own_figures(name, run, mine, others) if mine else []
+    figures = own_figures(name, run, mine, others) + reuse_figures(name, run, mine)
     figures += full_figures(name, run, others)
     figures += [rival_figure(name, run, rival) for rival in others]
     print(f"{name}: {run.frames} frames, {time.monotonic() - started_s:.0f} s", file=sys.stderr)
@@ -228,7 +237,7 @@ def entrants(rival: Rival[Any]) -> list[Rival[Any]]:
     return [rival.at(setting) for setting in rival.settings[first : first + 2]]
 
 
-def own_figures(name: str, run: Run, mine: Method, others: Sequence[Rival[Any]]) -> list[Figure]:
+def own_figures(name: str, run: Run, mine: Ours, others: Sequence[Rival[Any]]) -> list[Figure]:
     """Return what is asked of our row; nothing is asked where there are too few boxes."""
     agreed, speed = run.mine.agreed, run.speed(run.mine)
     asked = None if run.short else ROWS[name]
@@ -237,12 +246,33 @@ def own_figures(name: str, run: Run, mine: Method, others: Sequence[Rival[Any]])
     least_f1 = None if run.short else run.bar
     label, best = run.best(rival.label for rival in others if rival.reuses)
     hindsight, harder = run.best(run.rivals)
+    model = name.split(".")[1]
+    note = f"variant {VARIANTS[model]}; {mine.note()}" if model in VARIANTS else mine.note()
     return [
-        Figure(name, speed, ">=", asked, run.short or mine.note()),
+        Figure(name, speed, ">=", asked, f"{run.short}; {note}" if run.short else note),
         Figure(f"{name}.f1", agreed.f1, ">=", least_f1, run.short),
         Figure(f"{name}.f1_lenient", agreed.lenient),
         Figure(f"{name}.vs_best_rival", speed / best, ">=", even, f"against {label}"),
         Figure(f"{name}.vs_hindsight", speed / harder, note=f"against {hindsight}"),
+    ]
+
+
+def reuse_figures(name: str, run: Run, mine: Ours) -> list[Figure]:
+    """Return how much of the work our row left out, and how much of that its speed shows."""
+    ideal = 1 / (1 - min(0.9999, mine.work_saved))
+    asked = ROWS[name] is not None and not run.short and ideal > 1
+    part = LEAST_OF_IDEAL if asked else None
+    masked = MOST_MASKED if mine.ladder.mode == "off" else None
+    allowed = f"of {ideal:.2f} x, which the work not done would allow"
+    looked = f"share of frames that the mask looked at; {mine.ladder.mode}"
+    ended = "" if mine.has_verdict else "; there the calibration part ended"
+    footage = f"of footage, {mine.verdict_frames} frames{ended}"
+    return [
+        Figure(f"{name}.work_saved", mine.work_saved, note="share of multiply-accumulates"),
+        Figure(f"{name}.hit_ratio", mine.hit_ratio, note="share of frames answered by no pass"),
+        Figure(f"{name}.of_ideal", run.speed(run.mine) / ideal, ">=", part, allowed),
+        Figure(f"{name}.masked", mine.masked / run.frames, "<=", masked, looked),
+        Figure(f"{name}.verdict_s", mine.verdict_s, "<=", MOST_VERDICT_S, footage),
     ]
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from models.accelerators import AcceleratorSpec
-from models.delta.fuse import fuse
-from models.delta.graph import analyse, at_size
-from models.delta.graphexec import GraphProgram
-from models.delta.native import NativeProgram
-from models.delta.onnxfile import write_model
-from models.delta.plan import Plan, compile_plan, work_left
-from models.delta.suffix import stacked, suffix_model
+from models.delta.differential import Differential
+from models.delta.plan import Plan, work_left
 from models.runtime import open_session
 from models.wire import ModelError
 from tests.bench.report import Figure, report
@@ -52,13 +48,20 @@ Frame = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.uint8]
 
 
+def path_of(label: str, assets: Path) -> Path:
+    """Return where a model lies."""
+    path = MODELS[label][0]
+    return path if path.parent == ZOO else assets / path
+
+
 def blobs(size: tuple[int, int], fraction: float, rng: np.random.Generator) -> Mask:
     """Return uint8[h / 4, w / 4]: cells of ellipses of people's size, about a fraction of them."""
     size = size[0] // CELL_PX, size[1] // CELL_PX
     mask = np.zeros(size, np.uint8)
     y, x = np.mgrid[: size[0], : size[1]]
     while mask.mean() < fraction:
-        radius = min(rng.integers(2, 10), max(1, int(np.sqrt(fraction * mask.size / 3.14))))
+        widest = max(1, int(np.sqrt(fraction * mask.size / 3.14)))
+        radius = min(int(rng.integers(2, 10)), widest)
         high = max(1.0, radius * rng.uniform(0.8, 1.6))
         centre = rng.integers(0, size[0]), rng.integers(0, size[1])
         mask |= (((y - centre[0]) / high) ** 2 + ((x - centre[1]) / radius) ** 2 <= 1).astype("u1")
@@ -72,7 +75,7 @@ def by_pixel(cells: Mask) -> Mask:
 
 def least_ms(runs: dict[str, Callable[[int], object]], rounds: int) -> dict[str, float]:
     """Return each run's least thread-CPU milliseconds; they take turns."""
-    best = dict.fromkeys(runs, float("inf"))
+    best: dict[str, float] = {name: float("inf") for name in runs}
     for round_ in range(rounds):
         for name, run in runs.items():
             for turn in range(3 * round_, 3 * round_ + 3):
@@ -84,7 +87,7 @@ def least_ms(runs: dict[str, Callable[[int], object]], rounds: int) -> dict[str,
 
 @dataclass
 class Bench:
-    """One model with both executors and the reference."""
+    """One model with the executors there are for it and the reference."""
 
     plan: Plan
     runs: dict[str, Callable[[Frame, Mask | None], object]]
@@ -92,42 +95,19 @@ class Bench:
 
 
 def opened(path: Path, size: tuple[int, int]) -> Bench:
-    """Compile a model for both executors."""
+    """Compile a model for both executors, as the product does."""
     data = path.read_bytes()
-    model = at_size(data, *size)
-    analysis = fuse(analyse(model))
-    plan = compile_plan(analysis)
-    ending, taken = suffix_model(model, analysis)
-    suffix = open_session(write_model(ending), CPU)
     reference = open_session(data, CPU)
-    graph = GraphProgram(plan, CPU)
-    graph_state = graph.new_state()
-    held = dict.fromkeys(taken.values())
-
-    def run_graph(frame: Frame, mask: Mask | None) -> object:
-        graph.run(graph_state, frame, None if mask is None else by_pixel(mask))
-        rows = {name: graph.rows(graph_state, name) for name in held}
-        return suffix.run(None, stacked(rows, taken))
-
-    def full(planes: npt.NDArray[np.float32]) -> object:
-        return reference.run(None, {plan.input_name: planes})
-
-    bench = Bench(plan, {"graph": run_graph}, full)
-    try:
-        native = NativeProgram(plan)
-    except ModelError as error:
-        print(f"native: {error}")
-        return bench
-    native.tune()
-    state = native.new_state()
-
-    def run_native(frame: Frame, mask: Mask | None) -> object:
-        native.run(state, frame, mask, block=CELL_PX)
-        rows = {name: native.rows(state, name) for name in held}
-        return suffix.run(None, stacked(rows, taken))
-
-    bench.runs["native"] = run_native
-    return bench
+    name = reference.get_inputs()[0].name
+    runs: dict[str, Callable[[Frame, Mask | None], object]] = {}
+    for executor in ("native", "graph"):
+        try:
+            program = Differential(data, size, CPU, executor=executor)
+        except ModelError as error:
+            print(f"{executor}: {error}")
+            continue
+        runs[executor] = partial(program.run, program.new_state())
+    return Bench(program.plan, runs, lambda planes: reference.run(None, {name: planes}))
 
 
 def as_planes(frame: Frame) -> npt.NDArray[np.float32]:
@@ -168,7 +148,7 @@ def measure(label: str, path: Path, size: tuple[int, int]) -> list[Figure]:
     """Print one model's table and return its figures."""
     rng = np.random.default_rng(0)
     bench = opened(path, size)
-    names = [name for name in ("native", "graph") if name in bench.runs]
+    names = list(bench.runs)
     frames = [rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(2)]
     planes = as_planes(frames[0])
     turns: dict[str, Callable[[int], object]] = {"full": lambda _: bench.full(planes)}
@@ -217,12 +197,11 @@ def main() -> int:
     onnxruntime.set_default_logger_severity(4)
     figures: list[Figure] = []
     for label in sys.argv[1:] or MODELS:
-        path, size = MODELS[label]
-        path = path if path.parent == ZOO else assets / path
+        path = path_of(label, assets)
         if not path.is_file():
             print(f"skipped {label}: EDGE_NODE_ASSETS names no folder with {path.name}")
             continue
-        figures += measure(label, path, size)
+        figures += measure(label, path, MODELS[label][1])
     report("delta_breakeven", figures)
     return 0
 

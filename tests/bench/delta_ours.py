@@ -16,6 +16,7 @@ from models.accelerators import AcceleratorSpec
 from models.calibration import Calibration
 from models.delta.differential import Differential, Refused
 from models.delta.layers import Floats
+from models.delta.mask import ChangeMask
 from models.images import Canvas, Pixels
 from models.ladder import CostModel, Ladder
 from models.wire import Box
@@ -54,7 +55,9 @@ class Ours:
         self._network = network
         self._clock_s, self._offset_s = 0.0, 0.0
         self.calibration: Calibration | None = None
-        self.verdict_frames, self.verdict_s = 0, 0.0
+        self.verdict_frames, self.verdict_s, self.has_verdict = 0, 0.0, False
+        self.masked = 0  # frames that the mask looked at since the last restart
+        self._is_masked = False
         self.ladder: Ladder
 
     def open(self, frame: Canvas) -> None:
@@ -75,6 +78,17 @@ class Ours:
         self.ladder = Ladder(
             runner, differential, CostModel(), size, refusal=refusal, calibrate=calibrate
         )
+        self._count_masks(self.ladder.mask)
+
+    def _count_masks(self, mask: ChangeMask) -> None:
+        """Notice on which frames two images are compared, for whatever purpose."""
+        compare = mask._compare
+
+        def counted(pixels: Pixels, reference: Pixels) -> tuple[int, int]:
+            self._is_masked = True
+            return compare(pixels, reference)
+
+        mask._compare = counted  # type: ignore[method-assign]
 
     def calibrate(self, shots: Sequence[Shot], target: float) -> None:
         """Show the ladder the calibration part; it measures its target itself."""
@@ -84,15 +98,17 @@ class Ours:
             self.cut(shot.camera)
             for at_s, frame in zip(shot.times_s, shot.frames, strict=True):
                 self.answer(frame, at_s)
-                if self.ladder.mode in ("strict", "calibrating"):
+                self.has_verdict |= self.ladder.mode in ("calibrated", "off")
+                if not self.has_verdict:
                     self.verdict_frames, self.verdict_s = self.verdict_frames + 1, self._clock_s
         if self.ladder.mode == "calibrating" and self.calibration is not None:
-            # Little footage: the ladder itself would wait for more.
+            # Little footage: the ladder itself would wait for more and has no method for this.
             self.ladder._adopt(self.calibration.conclude())
         self.restart()
 
     def restart(self) -> None:
         """Count from here."""
+        self.masked = 0
         self._stats, self._saved = Counter(self.ladder.stats), self.ladder.work_saved
 
     def cut(self, camera: str) -> None:
@@ -105,6 +121,12 @@ class Ours:
     def answer(self, frame: Canvas, at_s: float) -> list[Box]:
         """Return the boxes of the next frame, having done what the ladder does after replies."""
         self._clock_s = now_s = self._offset_s + at_s
+        self._is_masked = False
+        boxes = self._answered(frame, now_s)
+        self.masked += self._is_masked
+        return boxes
+
+    def _answered(self, frame: Canvas, now_s: float) -> list[Box]:
         if (reused := self.ladder.look(frame.pixels, now_s)) is not None:
             return reused[0]
         outcome = self.ladder.serve(frame.pixels, now_s)
@@ -141,6 +163,7 @@ class Ours:
             for rung in ("same", "gate", "sparse", "full")
             if self.since(rung)
         )
-        setting = f"gate {ladder.setting.gate:g}, " + (f"level {level:g}" if level else "no sparse")
+        sparse = f"level {level:g}" if level is not None else "no sparse passes"
         audits = f"{self.since('audits')} audits, {self.since('breaches')} breaches"
-        return f"{ladder.mode}: {setting}; {rungs}; {audits}; {ladder.reason}"
+        parts = [f"{ladder.mode}: gate {ladder.setting.gate:.3g}, {sparse}", rungs, audits]
+        return "; ".join(part for part in (*parts, ladder.reason) if part)

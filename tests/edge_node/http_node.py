@@ -52,6 +52,9 @@ class Node:
     def tiers(self) -> list[dict[str, Any]]:
         return [{"agent": "door", "tier": 1}]
 
+    def cache(self) -> list[dict[str, Any]]:
+        return [{"agent": "door", "mode": "strict", "holders": [{"id": B, "name": "shed"}]}]
+
     def models(self) -> list[dict[str, Any]]:
         return [self.model]
 

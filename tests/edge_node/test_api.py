@@ -39,6 +39,7 @@ def test_every_resource_is_json_with_bytes_as_hex() -> None:
             "/edge/v1/peers": [{**node.peers()[0], "id": A.hex(), "load": {"queue": None}}],
             "/edge/v1/agents": node.agents(),
             "/edge/v1/tiers": node.tiers(),
+            "/edge/v1/cache": [{**node.cache()[0], "holders": [{"id": B.hex(), "name": "shed"}]}],
             "/edge/v1/models": node.models(),
             "/edge/v1/keys": node.keys(),
             "/edge/v1/state/hash": {"hash": B.hex(), "origins": 3, "complete": True},

@@ -102,6 +102,51 @@ STATE = {
     "fleet": {"host/gate": NODE_A},
     "sets": {"cache/gate/ab": [NODE_A, NODE_B]},
 }
+RECORD = {
+    "agent": "gate",
+    "digest": "ab" * 32,
+    "canvas": [384, 640],
+    "mode": "calibrated",
+    "reason": "agrees to 0.991",
+    "gate": 0.02,
+    "level": 1.0,
+    "executor": "native",
+    "refusal": "",
+    "target": 0.98,
+    "audits": 12,
+    "agreement": 0.9912,
+    "breaches": 1,
+    "rungs": {"full": 100, "sparse": 300, "gate": 500, "same": 100},
+    "work_saved": 0.875,
+    "size_bytes": 23_400_000,
+    "age_s": 3.4,
+    "accelerator": "cpu",
+    "variant": "small",
+    "here": True,
+    "hit_ratio": 0.6,
+    "holders": [{"id": NODE_B, "name": "ev\x1b[2Jil"}],
+}
+CACHE = [
+    RECORD,
+    RECORD
+    | {
+        "agent": "yard",
+        "mode": "off",
+        "reason": "off: reuse is no faster than full passes here",
+        "level": None,
+        "executor": "",
+        "refusal": "62 % of its work comes after GlobalAveragePool",
+        "audits": 0,
+        "agreement": None,
+        "rungs": {"full": 0, "sparse": 0, "gate": 0, "same": 0},
+        "work_saved": None,
+        "hit_ratio": None,
+        "age_s": None,
+        "variant": None,
+        "here": False,
+        "holders": [],
+    },
+]
 KEYS = {
     "epoch": 4,
     "age_s": 7300.0,
@@ -141,6 +186,7 @@ class Api:
             "/edge/v1/peers": PEERS,
             "/edge/v1/agents": AGENTS,
             "/edge/v1/tiers": TIERS,
+            "/edge/v1/cache": CACHE,
             "/edge/v1/models": [MODEL],
             "/edge/v1/keys": KEYS,
             "/edge/v1/state/hash": {"hash": "12" * 16, "origins": 2, "complete": True},
@@ -248,7 +294,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
         text=True,
         check=True,
     )
-    verbs = "run demo init peers state models agents tiers keys members doctor completion"
+    verbs = "run demo init peers state models agents tiers cache keys members doctor completion"
     for verb in verbs.split():
         assert re.search(rf"^    {verb}\b", done.stdout, re.MULTILINE), verb
     imported = {line.rsplit("|")[-1].strip() for line in done.stderr.splitlines()}
@@ -382,6 +428,63 @@ def test_agents_and_tiers(api: Api) -> None:
     status, out, _ = edge_node("tiers", "--api", api.address)
     assert status == 0
     assert table(out)[1] == ["gate", "1", "2", "200", "75 %", "misses its deadlines"]
+
+
+def test_cache_shows_a_row_for_each_camera(api: Api) -> None:
+    status, out, _ = edge_node("cache", "--api", api.address)
+    assert status == 0
+    header, gate, yard = table(out)
+    assert dict(zip(header, gate, strict=True)) == {
+        "AGENT": "gate",
+        "MODEL": "small",
+        "MODE": "calibrated",
+        "HIT %": "60.0",
+        "SPARSE %": "30.0",
+        "SAVED %": "87.5",
+        "AGREES": "0.991 / 0.980",
+        "SETTING": "gate 2 %, level 1",
+        "MB": "23.4",
+        "AGE": "3 s",
+        "WHY": "agrees to 0.991",
+    }
+    unknown = ["-"] * 3
+    assert yard[:6] == ["yard", "abababababab", "off", *unknown]
+    assert yard[6:] == ["- / 0.980", "-", "23.4", "-", CACHE[1]["reason"]]
+    assert json.loads(edge_node("cache", "--json", "--api", api.address)[1]) == CACHE
+
+
+def test_cache_tells_all_about_one_camera(api: Api) -> None:
+    status, out, _ = edge_node("cache", "gate", "--api", api.address)
+    assert status == 0
+    assert "\x1b" not in out
+    rows = dict(table(out)[1:])
+    assert rows["model"] == "small, digest abababababab, at 640 x 384 pixels"
+    assert rows["sparse passes"] == "possible, native executor"
+    assert (rows["frames"], rows["gate"], rows["breaches"]) == ("1000", "500 (50 %)", "1")
+    assert (rows["work saved"], rows["last full pass"]) == ("88 %", "3 s ago")
+    assert rows["held elsewhere by"] == "ev?[2Jil"
+    rows = dict(table(edge_node("cache", "yard", "--api", api.address)[1])[1:])
+    assert rows["sparse passes"] == f"no: {CACHE[1]['refusal']}"
+    assert rows["runs here"].startswith("no: ")
+    assert (rows["full"], rows["work saved"], rows["held elsewhere by"]) == ("0", "-", "-")
+    status, out, _ = edge_node("cache", "yard", "--json", "--api", api.address)
+    assert (status, json.loads(out)) == (0, CACHE[1:])
+
+
+def test_cache_says_why_there_is_nothing_of_a_camera(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(agent: str) -> str:
+        status, out, err = edge_node("cache", agent, "--json", "--api", api.address)
+        assert (status, out) == (1, "")
+        return err
+
+    assert refusal("gaet") == "edge-node: no agent gaet; there is: gate\n"
+    monkeypatch.setitem(RECORD, "agent", "other")
+    assert refusal("gate").startswith("edge-node: agent gate has had no frame here yet; ")
+    monkeypatch.setitem(AGENTS[0], "here", False)
+    assert refusal("gate").startswith("edge-node: agent gate runs on porch; ask that node")
+    assert edge_node("cache", "a", "b", "--api", api.address)[0] == 2
 
 
 def test_models(api: Api) -> None:

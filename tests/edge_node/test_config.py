@@ -61,6 +61,7 @@ def test_what_is_given_is_what_is_had(folder: Path) -> None:
         [[accelerator]]
         [[accelerator]]
         share = 0.5
+        cache_mb = 48
         [[accelerator]]
         provider = "openvino"
         device = "NPU"
@@ -79,6 +80,7 @@ def test_what_is_given_is_what_is_had(folder: Path) -> None:
     assert str(config.fleet.seeds[1]) == "[fd00::1]:7946"
     assert [one.name for one in config.accelerators] == ["cpu", "cpu-2", "npu"]
     assert config.accelerators[1].share == 0.5
+    assert [one.cache_mb for one in config.accelerators] == [256, 48, 256]
     assert config.cameras[0].source == str(folder / "clips/gate.mp4")
     assert isinstance(config.cameras[0].fps, float)
     assert config.cameras[1].source == "rtsp://user:word@10.0.0.9/1"
@@ -109,6 +111,7 @@ CAMERA = '[[camera]]\nname = "a"\nsource = "a.mp4"\n'
         (CAMERA + "[[camera]]\nname='b'\nsource='rtps://x'", 'node.toml:6: [[camera]] source: "rt'),
         ("[[camera]]\nname='b'\nsource='generated:'", 'write for example "generated:1"'),
         ("[[camera]]\nname = 'a/b'\nsource = 'x'", '[[camera]] name: "a/b" is not a name; use'),
+        ("[[accelerator]]\ncache_mb = 8", "cache_mb: 8 is out of range; use 16 to 65536 MB"),
         ("[[accelerator]]\nprovider = 'cdua'", '"cdua" is not known; did you mean cuda?'),
         ("[fleet]\nbind = 7946", "[fleet] bind: expected a string, got an integer; put it in"),
         ("[fleet]\nbind = '10.0.0.1'", '"10.0.0.1" is not HOST:PORT; write'),

@@ -141,6 +141,29 @@ def test_a_successor_waits_its_epochs_and_gives_the_camera_back() -> None:
     with_sites(scenario)
 
 
+def test_agents_of_one_camera_go_to_one_accelerator() -> None:
+    async def scenario(a: Site, b: Site, model: ModelFile) -> None:
+        other = WorkerHandle(
+            AcceleratorSpec("cpu1", "cpu"), on_frame=a.agents.frame_ready, on_event=lambda _: None
+        )
+        a.hosts = Hosts(a.id, a.store, a.agents, lambda: [a.worker, other], a.now, a.stage)
+        try:
+            await other.start()
+            await other.load(model)
+            sources = {"desk": "generated:1", "door": "generated:1", "yard": "generated:2"}
+            cameras = [CameraConfig(name=name, source=source) for name, source in sources.items()]
+            a.hosts.publish(cameras, "person-detector")
+            tell(a, b)
+            assert await a.reconcile(model) == set(sources)
+            hosted = a.agents.hosted
+            assert hosted["desk"].worker is hosted["door"].worker is not hosted["yard"].worker
+        finally:
+            await a.agents.close(1.0)
+            await other.stop(0.0)
+
+    with_sites(scenario)
+
+
 def test_no_claim_of_another_closes_a_camera_at_home() -> None:
     async def scenario(a: Site, b: Site, model: ModelFile) -> None:
         a.publish("door", "desk")

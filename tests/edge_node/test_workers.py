@@ -175,10 +175,12 @@ def test_from_camera_to_answer(tmp_path: Path) -> None:
                 while await is_kept(worker, "gate", kept):
                     await asyncio.sleep(0.05)
             held = [event for event in one.events if isinstance(event, CacheHolding)]
-            assert held == [
-                CacheHolding("gate", LARGE.digest, True),
-                CacheHolding("gate", SMALL.digest, True),
+            assert [(one.agent, one.digest, one.held) for one in held] == [
+                ("gate", LARGE.digest, True),
+                ("gate", SMALL.digest, True),
             ]
+            assert len({one.signature for one in held}) == 1  # one scene, whatever the model
+            assert all(one.size_bytes > 1000 and not one.calibrated for one in held)
             await worker.unload(SMALL.digest)
             await one.until(CacheHolding, digest=SMALL.digest, held=False)
             assert set(worker.service_ms) == {LARGE.digest}
@@ -234,6 +236,40 @@ def test_a_moved_agent_starts_warm(tmp_path: Path) -> None:
             assert frame.reusable
             answer = await new.handle.infer_frame("a", frame.frame, SMALL.digest, later(5), 2)
             assert answer.rung in ("same", "gate")
+
+    run(test)
+
+
+def test_agents_of_one_camera_share_its_frames(tmp_path: Path) -> None:
+    spec = CameraSpec("a", str(moving_clip(tmp_path / "c.mp4")), fps=10)
+    other = dataclasses.replace(spec, agent="b")
+
+    async def test() -> None:
+        async with bench(SMALL) as one:
+            worker = one.handle
+            assert await worker.scene("a") is None
+            await worker.open_camera(spec, SMALL.digest)
+            await worker.open_camera(other, SMALL.digest)
+            await one.until(CameraState, agent="b", state="running")
+            seen: dict[float, list[str]] = {}
+            async with asyncio.timeout(PATIENCE_S):
+                while sum(len(rungs) == 2 for rungs in seen.values()) < 5:
+                    frame = await one.frames.get()
+                    answer = await worker.infer_frame(
+                        frame.agent, frame.frame, SMALL.digest, later(5), 2
+                    )
+                    seen.setdefault(frame.captured_s, []).append(answer.rung)
+            both = [rungs for rungs in seen.values() if len(rungs) == 2]
+            assert all(rungs == ["full", "same"] for rungs in both)
+            assert isinstance(await worker.scene("a"), int)
+            await worker.close_camera("a")
+            assert await worker.export_cache("b", SMALL.digest) is not None
+            while not one.frames.empty():
+                one.frames.get_nowait()
+            assert (await one.frame()).agent == "b"
+            # Opened with another rate it is a camera of its own, and so is its ladder.
+            await worker.open_camera(dataclasses.replace(spec, fps=5), SMALL.digest)
+            assert await worker.export_cache("a", SMALL.digest) is None
 
     run(test)
 

@@ -21,7 +21,7 @@ PATIENCE_S = 20.0
 
 
 def make(pixels: Pixels) -> Callable[[int], Frame]:
-    return lambda number: Frame(number, pixels, "", None, None)
+    return lambda number: Frame(number, pixels, None)
 
 
 def announced(frames: Frames, count: int, pixels: Pixels) -> list[int]:
@@ -86,7 +86,7 @@ def test_frames_of_a_closed_camera_linger() -> None:
 def test_a_thread_that_ends_late_repeats_no_number_and_tells_of_no_lower_one() -> None:
     engine = Engine(
         AcceleratorSpec("cpu0", "cpu"),
-        on_cache_change=lambda agent, digest, held: None,
+        on_cache_change=lambda holding: None,
         on_load_change=lambda: None,
     )
     told: list[int] = []
@@ -111,15 +111,15 @@ def test_a_thread_that_ends_late_repeats_no_number_and_tells_of_no_lower_one() -
 
     frames = Frames()
     spec = CameraSpec("a", "generated:1", fps=10)
-    old, new = (Camera(spec, "", frames, engine, source, on_frame, on_state) for _ in range(2))
-    old.start()
+    old, new = (Camera(spec, engine, source, on_frame, on_state) for _ in range(2))
+    old.join("a", "", frames)
     assert telling.wait(PATIENCE_S)
-    old.stop()
+    old.leave("a")
     threading.Timer(0.1, go_on.set).start()
     frames.open(0)  # the daemon has not heard of frame 0 yet
-    new.start()
+    new.join("a", "", frames)
     assert enough.wait(PATIENCE_S)
-    new.stop()
+    new.leave("a")
     assert told[0] == 0
     assert all(low < high for low, high in itertools.pairwise(told))
 
@@ -127,7 +127,7 @@ def test_a_thread_that_ends_late_repeats_no_number_and_tells_of_no_lower_one() -
 def test_a_surprise_in_a_source_tells_no_address() -> None:
     engine = Engine(
         AcceleratorSpec("cpu0", "cpu"),
-        on_cache_change=lambda agent, digest, held: None,
+        on_cache_change=lambda holding: None,
         on_load_change=lambda: None,
     )
     states: list[CameraState] = []
@@ -144,8 +144,8 @@ def test_a_surprise_in_a_source_tells_no_address() -> None:
         said.set()
 
     spec = CameraSpec("a", "rtsp://admin:word@10.0.0.9/1", fps=10)
-    camera = Camera(spec, "", Frames(), engine, source, lambda frame: None, on_state)
-    camera.start()
+    camera = Camera(spec, engine, source, lambda frame: None, on_state)
+    camera.join("a", "", Frames())
     assert said.wait(PATIENCE_S)
-    camera.stop()
+    camera.leave("a")
     assert states[0].reason == "unexpected RuntimeError: cannot cope with the source"
