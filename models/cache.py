@@ -8,23 +8,25 @@ stays under `limit_bytes` after every `settle`; at most one camera is being cali
 When memory is short, the ladder that is worth least lets go of its reference and activations (not
 of its calibration): worth is the thread-CPU time it saves a frame, over the time to its predicted
 next frame, per byte. A newcomer counts as what the others save on average until it has shown
-what it saves.
+what it saves. A camera that is being calibrated keeps what it has until the verdict.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from models import entries, scene
-from models.calibration import Calibration
+from models.calibration import STATES_BYTES, Calibration
 from models.delta.differential import Differential
 from models.images import Canvas
-from models.ladder import CostModel, Ladder
+from models.ladder import Ladder
 from models.sessions import Session
+from models.track import CostModel
 from models.wire import Box, CacheHolding, ModelError
 
 LIMIT_BYTES = 256 << 20
@@ -125,7 +127,9 @@ class ReuseCache:
         except ModelError as error:
             refusal = str(error)
         with self._lock:
-            costs = self._costs.setdefault((digest, (height, width)), CostModel())
+            # What an accelerator does elsewhere is not in this thread's time.
+            clock = time.thread_time if session.runs_here else time.monotonic
+            costs = self._costs.setdefault((digest, (height, width)), CostModel(clock))
             made = Ladder(
                 Fitted(session, canvas),
                 differential,
@@ -149,7 +153,8 @@ class ReuseCache:
             return None
         with self._lock:
             busy = any(one.mode == "calibrating" for one in self._each())
-        return None if busy else Calibration(ladder, size)
+            room = max(self.limit_bytes // 2, self.limit_bytes - self.size_bytes)
+        return None if busy else Calibration(ladder, size, states_bytes=min(STATES_BYTES, room))
 
     def settle(self, now_s: float) -> None:
         """Bring memory under the limit and tell of what has changed. O(ladders)."""
@@ -168,7 +173,9 @@ class ReuseCache:
             rate = ladder.saving(now_s)
             return (usual if rate is None else rate) / max(1, ladder.size_bytes)
 
-        for ladder in sorted(self._each(), key=worth):
+        # A calibration that is cut short would only begin anew.
+        settled = [one for one in self._each() if one.mode != "calibrating"]
+        for ladder in sorted(settled, key=worth):
             if over <= 0:
                 return
             if (size_bytes := ladder.size_bytes) and ladder.let_go():

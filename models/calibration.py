@@ -20,20 +20,24 @@ import numpy as np
 
 from models.evidence import Evidence
 from models.images import Pixels
-from models.ladder import CostModel, Ladder, Setting, Track
+from models.ladder import Ladder
+from models.track import CostModel, Setting, Track
 from models.wire import Box, ModelError
 
 TARGET = 0.98
 LEAST_TARGET = 0.8  # whatever the noise floor
-Z = 0.8
+Z = 1.0
 GATES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.09)
 SPARSE = (  # (gate, level), most often useful first
     (0.04, 1.0),
+    (0.02, 0.75),
+    (0.06, 2.0),
     (0.01, 0.75),
     (0.06, 1.0),
+    (0.09, 2.0),
+    (0.04, 0.75),
     (0.02, 1.0),
-    (0.0, 0.5),
-    (0.05, 2.0),
+    (0.0, 0.75),
 )
 ENOUGH_BOXES = 400.0
 LEAST_FRAMES = 128  # a crowd that stands still for a moment is no evidence
@@ -92,7 +96,7 @@ class Trial:
                 self.shares.append(change.share)
         elif change is not None:
             self.held = max(self.held, change.share)
-        self.evidence.add(full, track.boxes)
+        self.evidence.add(full, track.boxes, joined=rung in ("gate", "same"))
 
     def cost_s(self) -> float:
         """Return the mean seconds a frame."""

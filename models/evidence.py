@@ -5,8 +5,10 @@ model. Invariant: the lower bound never exceeds what was observed, nor the upper
 it; without evidence they are 0 and 1.
 
 Agreement is F1: twice the matched boxes over all boxes (IoU >= .5, same class, greedily by IoU).
-Frames of one scene resemble each other, so the bounds (Wilson, 1927) count blocks of frames: the
-number of boxes is divided by how much more blocks vary than independent boxes would.
+Frames of one scene resemble each other, and all that are answered from one reference are right or
+wrong together. So the bounds (Wilson, 1927) count blocks of frames: the number of boxes is divided
+by how much more blocks vary than independent boxes would, and a block counts as `BLOCK_BOXES` at
+most.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ Doubles = npt.NDArray[np.float64]
 
 IOU_MATCH = 0.5
 BLOCK_FRAMES = 8
+MOST_FRAMES = 32  # of a block answered from one reference
+BLOCK_BOXES = 16.0
 EMPTY_WEIGHT = 0.1  # of a frame on which both answers say "nothing", in boxes
 
 
@@ -77,20 +81,28 @@ def wilson(agreed: npt.ArrayLike, total: npt.ArrayLike, z: float) -> tuple[Doubl
 
 
 class Evidence:
-    """Agreement gathered frame by frame; blocks are runs of `BLOCK_FRAMES` frames."""
+    """Agreement gathered frame by frame, in blocks of `BLOCK_FRAMES` to `MOST_FRAMES` frames."""
 
     def __init__(self, most_blocks: int | None = None) -> None:
         """Start without evidence; beyond `most_blocks` the oldest block is forgotten."""
         self.frames = 0  # forgotten ones too
+        self._block_frames = 0  # of the newest block
         # [twice matched, all boxes, frames without any]
         self._blocks: deque[list[float]] = deque(maxlen=most_blocks)
 
-    def add(self, full: Sequence[Box], given: Sequence[Box]) -> float:
-        """Count one frame; return its agreement, 0..1."""
+    def add(self, full: Sequence[Box], given: Sequence[Box], *, joined: bool = False) -> float:
+        """Count one frame; return its agreement, 0..1.
+
+        `joined`: it was answered from the same reference as the one before, and so belongs to
+        the same block.
+        """
         both = 2 * matched(full, given)
         total = len(full) + len(given)
-        if self.frames % BLOCK_FRAMES == 0:
+        most = MOST_FRAMES if joined else BLOCK_FRAMES
+        if self._block_frames >= most or not self._blocks:
             self._blocks.append([0.0, 0.0, 0.0])
+            self._block_frames = 0
+        self._block_frames += 1
         self._blocks[-1][0] += both
         self._blocks[-1][1] += total
         self._blocks[-1][2] += total == 0
@@ -111,7 +123,8 @@ class Evidence:
     def bounds(self, z: float) -> tuple[float, float]:
         """Return the lower and upper confidence bound of F1, `z` deviations out. O(blocks)."""
         empty = sum(block[2] for block in self._blocks)
-        count = self.boxes / self._design() + EMPTY_WEIGHT * empty
+        worth = sum(min(BLOCK_BOXES, block[1] / 2) for block in self._blocks)
+        count = min(worth, self.boxes / self._design()) + EMPTY_WEIGHT * empty
         low, high = wilson(self.agreement * count, count, z)
         return float(low), float(high)
 

@@ -18,30 +18,23 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-from models.delta.differential import CameraState, Differential
-from models.delta.layers import Floats
-from models.delta.mask import Change, ChangeMask, copy_cells
+from models.delta.differential import Differential
+from models.delta.mask import Change, ChangeMask
 from models.entries import Entry
 from models.evidence import Evidence
 from models.images import Pixels
-from models.wire import Box, ModelError, Rung
+from models.track import CELL_PX, STRICT, CostModel, Runner, Setting, Track
+from models.wire import Box, Rung
 
 if TYPE_CHECKING:
     from models.calibration import Calibration, Verdict
 
 TTL_S = 30.0
-CELL_PX = 4
-GATE_LEVEL = 8.0  # grey levels: a cell that counts against the gate
-SEED_LEVEL = 4.0  # grey levels at level 1: a cell around which a sparse pass looks for more
-FINE_LEVEL = 1.0  # grey levels at level 1: near such cells, one that it computes again
-REFRESH_PASSES = 16  # sparse passes before the next full one: what is a little stale adds up
 AUDIT_FRAMES = (70, 130)  # 1 % of the frames
 NOISE_FRAMES = 8  # of so many one is compared with the one before
 PROBE_FRAMES = 32  # while off the mask runs on one frame of so many
@@ -54,205 +47,9 @@ AUDIT_BLOCKS = 4  # of audits count, so that a good past does not outweigh the p
 CALM_PROBES = 4  # in a row, while off: calibrate again
 OFF_FRAMES = 1 << 14  # off without calming down: calibrate again, each time after twice as many
 
+RUNGS = ("full", "sparse", "gate", "same")
+STATS = ("frames", *RUNGS, "full: brightness", "full: scene", "audits", "breaches")
 Mode = Literal["strict", "calibrating", "calibrated", "off"]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """By what a camera's frames are reused.
-
-    `gate`: share of cells that may have changed for the answer to be reused. `level`: how much
-    sparse passes leave out (0 is nothing), None for full passes only. `domain`: share of changed
-    cells beyond which nothing was calibrated. `contrast`: grey levels by which such a cell differs.
-    """
-
-    gate: float = 0.0
-    level: float | None = None
-    domain: float = 1.0
-    contrast: float = GATE_LEVEL
-
-
-STRICT = Setting(contrast=3.0)
-
-
-class Runner(Protocol):
-    """What a ladder needs of a loaded model at one canvas geometry."""
-
-    def full(self, pixels: Pixels) -> list[Box]:
-        """Return the answer of a full pass. Raises ModelError."""
-        ...
-
-    def decode(self, outputs: list[Floats], pixels: Pixels) -> list[Box]:
-        """Return the answer in a model's outputs. Raises ModelError."""
-        ...
-
-
-class CostModel:
-    """Seconds of passes on this device, learned as they happen.
-
-    Sparse passes by the share of changed cells, in bins that double; shared by all cameras of a
-    model and size. `clock` is thread-CPU time, which does not count what an accelerator does
-    elsewhere: a monotonic clock suits that.
-    """
-
-    WEIGHT = 0.2
-    FIRST = 1 / 512
-
-    def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
-        self.clock = clock
-        self.full_s = 0.0  # of the model's own session
-        self.dense_s = 0.0  # of the differential executor
-        self._sparse_s: dict[tuple[float, int], float] = {}
-
-    def learn_full(self, spent_s: float) -> None:
-        self.full_s += (self.WEIGHT if self.full_s else 1.0) * (spent_s - self.full_s)
-
-    def learn_dense(self, spent_s: float) -> None:
-        self.dense_s += (self.WEIGHT if self.dense_s else 1.0) * (spent_s - self.dense_s)
-
-    def learn_sparse(self, level: float, share: float, spent_s: float) -> None:
-        key = (level, self._bin(share))
-        old = self._sparse_s.get(key, spent_s)
-        self._sparse_s[key] = old + self.WEIGHT * (spent_s - old)
-
-    def sparse_s(self, level: float, share: float) -> float:
-        """Predict a sparse pass; unmeasured, that of the nearest smaller bin, else half a dense."""
-        key = self._known(level, share)
-        return self._sparse_s[key] if key else self.dense_s / 2
-
-    def forget(self, level: float, share: float) -> None:
-        """Let a prediction fade, so that what was slow once is tried again some day."""
-        if key := self._known(level, share):
-            self._sparse_s[key] *= 0.995
-
-    def _known(self, level: float, share: float) -> tuple[float, int] | None:
-        """Return the bin that a prediction comes from."""
-        index = self._bin(share)
-        return max(
-            (one for one in self._sparse_s if one[0] == level and one[1] <= index), default=None
-        )
-
-    def _bin(self, share: float) -> int:
-        index, edge = 0, self.FIRST
-        while share > edge and edge < 1:
-            index, edge = index + 1, edge * 2
-        return index
-
-
-class Track:
-    """One reference with its answer and activations, advanced under one setting."""
-
-    def __init__(
-        self,
-        setting: Setting,
-        runner: Runner,
-        differential: Differential | None,
-        costs: CostModel,
-        mask: ChangeMask,
-    ) -> None:
-        self.setting = setting
-        self.boxes: list[Box] = []
-        self.reference: Pixels | None = None
-        self.state: CameraState | None = None
-        self.work = 1.0  # share of the last pass's multiply-accumulates
-        self._sparse_passes = 0  # since the last full one
-        self._runner = runner
-        self._differential = differential
-        self._costs = costs
-        self._mask = mask
-
-    @property
-    def size_bytes(self) -> int:
-        """Return the bytes of reference and activations."""
-        return self.image_bytes + self.state_bytes
-
-    @property
-    def image_bytes(self) -> int:
-        reference = self.reference
-        return 0 if reference is None else int(reference.nbytes)
-
-    @property
-    def state_bytes(self) -> int:
-        state = self.state
-        return state.size_bytes if state is not None else 0
-
-    def compare(self, pixels: Pixels) -> Change | None:
-        """Return what changed against the reference by the gate's measure; None without one."""
-        if self.reference is None:
-            return None
-        return self._mask.compare(pixels, self.reference, self.setting.contrast)
-
-    def holds(self, change: Change | None) -> bool:
-        """Return whether the answer may be given again."""
-        return change is not None and (change.kind == "same" or change.share <= self.setting.gate)
-
-    def step(self, pixels: Pixels, change: Change | None) -> Rung:
-        """Answer a frame into `boxes`, by the cheapest rung that the setting allows."""
-        if change is not None and self.holds(change):
-            self.work = 0.0
-            return "same" if change.kind == "same" else "gate"
-        level = self.setting.level
-        if (
-            level is not None
-            and change is not None
-            and change.kind == "local"
-            and change.share <= self.setting.domain
-            and self.state is not None
-            and self.state.is_warm
-            and self._sparse_passes < REFRESH_PASSES
-        ):
-            fine = self._mask.around(SEED_LEVEL * level, FINE_LEVEL * level)
-            if self._costs.sparse_s(level, fine.share) < self._costs.dense_s:
-                return self._sparse(pixels, fine, level)
-            self._costs.forget(level, fine.share)
-        self.refresh(pixels)
-        return "full"
-
-    def refresh(self, pixels: Pixels) -> None:
-        """Answer a frame by a full pass; it becomes the reference."""
-        started_s = self._costs.clock()
-        self.work, self._sparse_passes = 1.0, 0
-        with self._dropped_if_it_fails():
-            if self.setting.level is None or self._differential is None:
-                self.state = None
-                self.boxes = self._runner.full(pixels)
-                self.reference = pixels
-                self._costs.learn_full(self._costs.clock() - started_s)
-            else:
-                if self.state is None:
-                    self.state = self._differential.new_state(self.setting.level)
-                outputs, _ = self._differential.run(self.state, pixels)
-                self.boxes = self._runner.decode(outputs, pixels)
-                self.reference = pixels.copy()  # sparse passes write into it
-                self._costs.learn_dense(self._costs.clock() - started_s)
-
-    def _sparse(self, pixels: Pixels, change: Change, level: float) -> Rung:
-        assert self.reference is not None, "step compared with it"
-        assert self._differential is not None, "a state has an owner"
-        assert self.state is not None, "step has looked"
-        started_s = self._costs.clock()
-        with self._dropped_if_it_fails():
-            copy_cells(self.reference, pixels, change, CELL_PX)
-            outputs, self.work = self._differential.run(
-                self.state, self.reference, change.cells, CELL_PX
-            )
-            self.boxes = self._runner.decode(outputs, pixels)
-        self._sparse_passes += 1
-        self._costs.learn_sparse(level, change.share, self._costs.clock() - started_s)
-        return "sparse"
-
-    @contextmanager
-    def _dropped_if_it_fails(self) -> Iterator[None]:
-        """Forget everything when a pass fails: the reference may be ahead of the answer then."""
-        try:
-            yield
-        except ModelError:
-            self.drop()
-            raise
-
-    def drop(self) -> None:
-        """Forget everything: the next frame gets a full pass."""
-        self.reference, self.state, self.boxes = None, None, []
 
 
 @dataclass(frozen=True)
@@ -290,7 +87,7 @@ class Ladder:
         """
         self.runner, self.differential, self.costs = runner, differential, costs
         self.refusal = refusal
-        self.stats: Counter[str] = Counter()
+        self.stats = Counter(dict.fromkeys(STATS, 0))  # whole, so that others may iterate over it
         self.mode: Mode = "strict"
         self.reason = "not calibrated yet"
         self.audited = Evidence(AUDIT_BLOCKS)
@@ -307,6 +104,7 @@ class Ladder:
         self._strange: deque[bool] = deque(maxlen=STRANGE_WINDOW)
         self._full_s = 0.0  # when the last full pass was
         self._last: Pixels | None = None
+        self._seen: tuple[Pixels, Change | None] | None = None  # the last comparison of `look`
         self._last_s: float | None = None  # when the last frame came
         self._interval_s = 0.0
         self._saved_s: float | None = None  # a frame
@@ -414,7 +212,7 @@ class Ladder:
 
     def record(self, now_s: float) -> dict[str, Any]:
         """Return what is known of this camera, for people."""
-        frames = sum(self.stats[rung] for rung in ("full", "sparse", "gate", "same"))
+        frames = sum(self.stats[rung] for rung in RUNGS)
         return {
             "mode": self.mode,
             "reason": self.reason,
@@ -426,7 +224,7 @@ class Ladder:
             "audits": self.audited.frames,
             "agreement": self.audited.agreement,
             "breaches": self.stats["breaches"],
-            "rungs": {rung: self.stats[rung] for rung in ("full", "sparse", "gate", "same")},
+            "rungs": {rung: self.stats[rung] for rung in RUNGS},
             "work_saved": self.work_saved / frames if frames else 0.0,
             "size_bytes": self.size_bytes,
             "age_s": now_s - self._full_s if self.is_warm else None,
@@ -446,12 +244,14 @@ class Ladder:
         if not self._lock.acquire(blocking=False):
             return None
         try:
+            self._seen = None
             if last is not None and self.mode != "off":
                 self.mask.learn_noise(pixels, last)
             if self.mode in ("off", "calibrating") or self._is_audit or self._is_old(now_s):
                 return None
             change = self._track.compare(pixels)
             if change is None or not self._track.holds(change):
+                self._seen = (pixels, change)
                 return None
             return self._reused(change)
         finally:
@@ -472,7 +272,13 @@ class Ladder:
             return self._unaided(pixels)
         if self.mode == "calibrating":
             return self._calibrated(pixels, now_s)
-        change = None if self._is_old(now_s) else self._track.compare(pixels)
+        seen, self._seen = self._seen, None
+        if self._is_old(now_s):
+            change = None
+        elif seen is not None and seen[0] is pixels:
+            change = seen[1]  # nothing was compared or computed since
+        else:
+            change = self._track.compare(pixels)
         if self._is_audit and change is not None:
             return self._audit(pixels, change, now_s)
         if change is not None and self._track.holds(change):
@@ -481,7 +287,7 @@ class Ladder:
             self._strange.append(change.share > self.setting.domain)
         rung = self._track.step(pixels, change)
         boxes = self._track.boxes  # before a calibration drops them
-        self._count(rung, now_s)
+        self._count(rung, now_s, cold=change is None)
         if change is not None and change.kind in ("brightness", "scene"):
             self.stats[f"full: {change.kind}"] += 1
         self._reconsider()
@@ -492,12 +298,14 @@ class Ladder:
         self._count(rung, 0.0)
         return self._track.boxes, rung
 
-    def _count(self, rung: Rung, now_s: float) -> None:
+    def _count(self, rung: Rung, now_s: float, *, cold: bool = False) -> None:
+        """Count a frame; one that found no reference says nothing about what a reference saves."""
         self.stats[rung] += 1
         saved = 1 - {"full": 1.0, "sparse": self._track.work}.get(rung, 0.0)
         self.work_saved += saved
-        saved_s = saved * self.costs.full_s
-        self._saved_s = saved_s if self._saved_s is None else 0.95 * self._saved_s + 0.05 * saved_s
+        if self.mode != "calibrating" and not cold:
+            saved_s, old_s = saved * self.costs.full_s, self._saved_s
+            self._saved_s = saved_s if old_s is None else 0.95 * old_s + 0.05 * saved_s
         if rung == "full":
             self._full_s = now_s
 
@@ -554,6 +362,12 @@ class Ladder:
                     self._adopt(verdict)
 
         return Outcome(boxes, "full", learn)
+
+    def conclude(self) -> None:
+        """End a running calibration now, with the verdict on what it has seen so far."""
+        with self._lock:
+            if self._calibration is not None:
+                self._adopt(self._calibration.conclude())
 
     def _adopt(self, verdict: Verdict) -> None:
         self._calibration = None

@@ -51,6 +51,11 @@ class Session:
         )
         self.warm_s = self._warm()
 
+    @property
+    def runs_here(self) -> bool:
+        """Return whether passes run in the calling thread."""
+        return self._accelerator.provider == "cpu"
+
     def differential(self, size: tuple[int, int]) -> Differential:
         """Return the model prepared for differential passes at a canvas size (height, width).
 

@@ -22,17 +22,10 @@ from edge_node.placement.view import FleetView, Option
 from edge_node.workers import CameraSpec, FrameReady, Inference, ModelError, Shed, WorkerHandle
 
 MAX_DEADLINE_MS = 60_000
-MAX_IN_FLIGHT = 16
-"""Frames of one agent under way at once; a newer one is shed at once."""
-
-LONG_SIDE_PX = 640
-"""Frames are kept and forwarded at this size; models scale down from it."""
-
-FORWARD_MIN_S = 0.6
-"""A forward is given at least this long."""
-
-SHORT = 16
-"""Hex digits of a model digest in load reports and cache keys: enough to tell models apart."""
+MAX_IN_FLIGHT = 16  # frames of one agent under way at once; a newer one is shed at once
+LONG_SIDE_PX = 640  # frames are kept and forwarded at this size; models scale down from it
+FORWARD_MIN_S = 0.6  # a forward is given at least this long
+SHORT = 16  # hex digits of a digest in load reports and cache keys: enough to tell models apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +134,7 @@ class HostedAgent:
     hits: int = 0
     in_flight: int = 0
     latencies: Latencies = field(default_factory=Latencies)
-    asked: bool = False
-    """Whether others were asked for its reuse state."""
+    asked: bool = False  # others, for its reuse state
 
     @property
     def is_cold(self) -> bool:
@@ -248,12 +240,9 @@ class Agents:
             entry = await self._peers.cache(holder.node, name, digest, timeout_s)
             if entry is None:
                 return "gone"
-            taken = await agent.worker.import_cache(name, digest, entry)
-        except PeerError:
-            return "unreachable"
-        except ModelError:
-            return "refused"
-        return "taken" if taken else "refused"
+            return "taken" if await agent.worker.import_cache(name, digest, entry) else "refused"
+        except (PeerError, ModelError) as error:
+            return "unreachable" if isinstance(error, PeerError) else "refused"
 
     async def close(self, timeout_s: float) -> None:
         """Close every camera, and wait for the frames under way at most ``timeout_s``."""

@@ -18,6 +18,9 @@ static TARGET int64_t NAME(sum_down)(const uint8_t *now, const uint8_t *referenc
   for (; i + 2 * LANES <= bytes; i += 2 * LANES) {
     NAME(words) distance = {0}, balance = {0};
     for (int y = 0; y < rows; y++) {
+      /* The reference was last touched a frame ago: fetch the next row of cells meanwhile. */
+      __builtin_prefetch(now + (y + rows) * pitch + i);
+      __builtin_prefetch(reference + (y + rows) * pitch + i);
       NAME(bytes) a = *(const NAME(bytes) *)(now + y * pitch + i);
       NAME(bytes) b = *(const NAME(bytes) *)(reference + y * pitch + i);
       NAME(words) d = __builtin_convertvector(a, NAME(words));

@@ -18,7 +18,8 @@ from models.delta.differential import Differential, Refused
 from models.delta.layers import Floats
 from models.delta.mask import ChangeMask
 from models.images import Canvas, Pixels
-from models.ladder import CostModel, Ladder
+from models.ladder import Ladder
+from models.track import CostModel
 from models.wire import Box
 from tests.bench.delta_clips import Shot
 from tests.bench.delta_methods import Network
@@ -101,9 +102,7 @@ class Ours:
                 self.has_verdict |= self.ladder.mode in ("calibrated", "off")
                 if not self.has_verdict:
                     self.verdict_frames, self.verdict_s = self.verdict_frames + 1, self._clock_s
-        if self.ladder.mode == "calibrating" and self.calibration is not None:
-            # Little footage: the ladder itself would wait for more and has no method for this.
-            self.ladder._adopt(self.calibration.conclude())
+        self.ladder.conclude()  # of little footage: a camera would wait for more
         self.restart()
 
     def restart(self) -> None:
@@ -114,9 +113,10 @@ class Ours:
     def cut(self, camera: str) -> None:
         """Forget the references: the next frame is of another camera."""
         self._offset_s = self._clock_s + CUT_S
-        self.ladder._track.drop()
         if self.ladder.mode == "calibrating" and self.calibration is not None:
             self.calibration.cut()
+        else:
+            self.ladder.let_go()
 
     def answer(self, frame: Canvas, at_s: float) -> list[Box]:
         """Return the boxes of the next frame, having done what the ladder does after replies."""

@@ -25,9 +25,10 @@ from models.delta.differential import Differential
 from models.delta.layers import Floats
 from models.evidence import Evidence
 from models.images import Canvas, Pixels, Scaler
-from models.ladder import CostModel, Ladder, Setting
+from models.ladder import Ladder
 from models.manifest import load_manifest
 from models.sessions import open_warm
+from models.track import CostModel, Setting
 from models.wire import Box
 from tests.clips import noisy, picture
 from tests.models.test_differential import CPU, SMALL, overflowing
@@ -45,13 +46,6 @@ from tests.models.test_ladder import (
 )
 
 CELLS = STILL.size // 48
-
-
-class Costless(CostModel):
-    """Has seen that sparse passes take a tenth, whatever this machine is busy with."""
-
-    def sparse_s(self, level: float, share: float) -> float:
-        return self.dense_s / 10
 
 
 def live(runner: Eye, differential: Differential | None = None) -> Ladder:

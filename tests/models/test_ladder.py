@@ -19,9 +19,10 @@ from models.delta.differential import Differential
 from models.delta.layers import Floats
 from models.evidence import matched
 from models.images import Canvas, Pixels
-from models.ladder import AUDIT_FRAMES, OFF_FRAMES, PROBE_FRAMES, TTL_S, CostModel, Ladder, Setting
+from models.ladder import AUDIT_FRAMES, OFF_FRAMES, PROBE_FRAMES, TTL_S, Ladder
 from models.manifest import load_manifest
 from models.sessions import Session, open_warm
+from models.track import CostModel, Setting
 from models.wire import Box, ModelError, Rung
 from tests.clips import noisy, picture
 from tests.models.test_differential import CPU, SMALL, overflowing
