@@ -135,6 +135,7 @@ class ReuseCache:
                 differential,
                 costs,
                 (height, width),
+                image=(canvas.width, canvas.height),
                 refusal=refusal,
                 seed=zlib.crc32(agent.encode()),
                 calibrate=lambda ladder: self._calibration(ladder, (height, width)),

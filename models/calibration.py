@@ -27,19 +27,21 @@ from models.wire import Box, ModelError
 TARGET = 0.98
 LEAST_TARGET = 0.8  # whatever the noise floor
 Z = 1.0
-GATES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.09)
+GATES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.045, 0.05, 0.055, 0.06, 0.075, 0.09)
 SPARSE = (  # (gate, level), most often useful first
     (0.04, 1.0),
-    (0.02, 0.75),
     (0.06, 2.0),
-    (0.01, 0.75),
-    (0.06, 1.0),
+    (0.02, 0.75),
+    (0.05, 1.5),
     (0.09, 2.0),
-    (0.04, 0.75),
-    (0.02, 1.0),
     (0.0, 0.75),
+    (0.03, 1.5),
+    (0.01, 1.0),
+    (0.06, 1.0),
+    (0.04, 0.75),
 )
-ENOUGH_BOXES = 400.0
+ENOUGH_BOXES = 1000.0
+LEAST_PASSES = 64  # references to judge by, or as many as the strictest trial needed
 LEAST_FRAMES = 128  # a crowd that stands still for a moment is no evidence
 MOST_FRAMES = 1500
 MOST_S = 280.0  # of footage: the verdict is there within five minutes
@@ -182,7 +184,12 @@ class Calibration:
     def conclude(self) -> Verdict:
         """Return the verdict on what has been seen so far."""
         full_s, target, strict = self._full_s / max(1, self._frames), self.target, self._trials[0]
-        good = [trial for trial in self._trials if trial.evidence.bounds(Z)[0] >= target]
+        seen_enough = min(LEAST_PASSES, strict.passes)
+        good = [
+            trial
+            for trial in self._trials
+            if trial.passes >= seen_enough and trial.evidence.bounds(Z)[0] >= target
+        ]
         best = min(good, key=Trial.cost_s, default=None)
         share = float(np.median(strict.shares)) if strict.shares else 0.0
         if best is None:

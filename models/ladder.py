@@ -76,13 +76,15 @@ class Ladder:
         costs: CostModel,
         size: tuple[int, int],
         *,
+        image: tuple[int, int] | None = None,
         refusal: str = "",
         seed: int = 0,
         calibrate: Callable[[Ladder], Calibration | None] = lambda ladder: None,
     ) -> None:
         """Start strict; `calibrate` is asked for a calibration whenever one is due.
 
-        `size` (height, width) of the canvases; `refusal` says why there is no `differential`.
+        `size` (height, width) of the canvases, `image` (width, height) of what is on them if that
+        is less; `refusal` says why there is no `differential`.
         Raises ValueError for a size without area.
         """
         self.runner, self.differential, self.costs = runner, differential, costs
@@ -94,6 +96,7 @@ class Ladder:
         self.target = STRICT_TARGET
         self.work_saved = 0.0  # full passes' worth of multiply-accumulates
         self._size = size
+        self._image = image or (size[1], size[0])
         self.mask = ChangeMask(*size, cell_px=CELL_PX)
         self._track = self.track(STRICT, self.mask)
         self._calibrate = calibrate
@@ -116,7 +119,8 @@ class Ladder:
 
     def track(self, setting: Setting, mask: ChangeMask) -> Track:
         """Return a track of its own for this camera's frames."""
-        return Track(setting, self.runner, self.differential, self.costs, mask)
+        parts = self.runner, self.differential, self.costs
+        return Track(setting, *parts, mask, self._image)
 
     @property
     def setting(self) -> Setting:

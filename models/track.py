@@ -16,7 +16,7 @@ from typing import Protocol
 
 from models.delta.differential import CameraState, Differential
 from models.delta.layers import Floats
-from models.delta.mask import Change, ChangeMask, copy_cells
+from models.delta.mask import Change, ChangeMask, Region, copy_cells
 from models.images import Pixels
 from models.wire import Box, ModelError, Rung
 
@@ -24,6 +24,7 @@ CELL_PX = 4
 GATE_LEVEL = 8.0  # grey levels: a cell that counts against the gate
 SEED_LEVEL = 4.0  # grey levels at level 1: a cell around which a sparse pass looks for more
 FINE_LEVEL = 0.8  # grey levels at level 1: near such cells, one that it computes again
+ASIDE, ABOVE = 0.2, 0.1  # of a box: by how much its surroundings count as it
 REFRESH_PASSES = 16  # sparse passes before the next full one: what is a little stale adds up
 
 
@@ -119,7 +120,9 @@ class Track:
         differential: Differential | None,
         costs: CostModel,
         mask: ChangeMask,
+        image: tuple[int, int],
     ) -> None:
+        """Start without a reference; `image` (width, height) of what boxes refer to."""
         self.setting = setting
         self.boxes: list[Box] = []
         self.reference: Pixels | None = None
@@ -130,6 +133,7 @@ class Track:
         self._differential = differential
         self._costs = costs
         self._mask = mask
+        self._image = image
 
     @property
     def size_bytes(self) -> int:
@@ -171,7 +175,8 @@ class Track:
             and self.state.is_warm
             and self._sparse_passes < REFRESH_PASSES
         ):
-            fine = self._mask.around(SEED_LEVEL * level, FINE_LEVEL * level * level)
+            seed, least = SEED_LEVEL * level, FINE_LEVEL * level * level
+            fine = self._mask.around(seed, least, self._regions())
             if self._costs.sparse_s(level, fine.share) < self._costs.dense_s:
                 return self._sparse(pixels, fine, level)
             self._costs.forget(level, fine.share)
@@ -210,6 +215,17 @@ class Track:
         self._sparse_passes += 1
         self._costs.learn_sparse(level, change.share, self._costs.clock() - started_s)
         return "sparse"
+
+    def _regions(self) -> list[Region]:
+        """Return where the answer's boxes lie, a little larger: staleness shows there first."""
+        wide, high = (side / CELL_PX for side in self._image)
+        found = []
+        for left, top, right, bottom, *_ in self.boxes:
+            x, y = ASIDE * (right - left), ABOVE * (bottom - top)
+            corners = ((top - y) * high, (left - x) * wide, (bottom + y) * high, (right + x) * wide)
+            top_cell, left_cell, bottom_cell, right_cell = (max(0, int(c)) for c in corners)
+            found.append((top_cell, left_cell, bottom_cell + 1, right_cell + 1))
+        return found
 
     @contextmanager
     def _dropped_if_it_fails(self) -> Iterator[None]:

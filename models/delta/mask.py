@@ -12,6 +12,7 @@ one sign (light switched, exposure), else `scene` (the camera moved, the feed wa
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,7 @@ from models.images import Pixels
 
 Cells = npt.NDArray[np.uint8]
 Sums = npt.NDArray[np.uint16]
+Region = tuple[int, int, int, int]  # in cells: top, left, bottom, right
 Kind = Literal["same", "local", "brightness", "scene"]
 
 MOST = 0.6  # a change of more than this share of the cells is none of a part
@@ -96,8 +98,10 @@ class ChangeMask:
             kind = "brightness" if abs(signed) > ONE_SIGN * total else "scene"
         return Change(cells, share, kind)
 
-    def around(self, seed: float, level: float) -> Change:
+    def around(self, seed: float, level: float, regions: Sequence[Region] = ()) -> Change:
         """Return what differed by more than a level in or near cells that did by more than `seed`.
+
+        In `regions` also what differed by more than noise.
 
         In the last comparison. Near is within `NEAR` to twice as many cells: what moves casts
         shadows and has soft edges, while far from it such differences are the codec's. O(cells).
@@ -112,6 +116,10 @@ class ChangeMask:
         near = tall[:, :-2] | tall[:, 1:-1] | tall[:, 2:]
         cells = self._above(level)
         cells &= near.repeat(NEAR, axis=0).repeat(NEAR, axis=1)[:rows, :columns]
+        if regions:
+            noticed = self._above(0.0)
+            for top, left, bottom, right in regions:
+                cells[top:bottom, left:right] = noticed[top:bottom, left:right]
         return Change(cells, float(np.count_nonzero(cells) / cells.size), "local")
 
     def _above(self, level: float) -> Cells:

@@ -77,7 +77,13 @@ class Ours:
             return self.calibration
 
         self.ladder = Ladder(
-            runner, differential, CostModel(), size, refusal=refusal, calibrate=calibrate
+            runner,
+            differential,
+            CostModel(),
+            size,
+            image=(frame.width, frame.height),
+            refusal=refusal,
+            calibrate=calibrate,
         )
         self._count_masks(self.ladder.mask)
 
