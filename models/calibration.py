@@ -41,7 +41,7 @@ SPARSE = (  # (gate, level), most often useful first
     (0.04, 0.75),
 )
 ENOUGH_BOXES = 1000.0
-LEAST_PASSES = 64  # references to judge by, or as many as the strictest trial needed
+LEAST_PASSES = 64  # references to judge by what errs, or as many as the strictest trial needed
 LEAST_FRAMES = 128  # a crowd that stands still for a moment is no evidence
 MOST_FRAMES = 1500
 MOST_S = 280.0  # of footage: the verdict is there within five minutes
@@ -99,6 +99,11 @@ class Trial:
         elif change is not None:
             self.held = max(self.held, change.share)
         self.evidence.add(full, track.boxes, joined=rung in ("gate", "same"))
+
+    def is_sure(self, target: float, passes: int) -> bool:
+        """Return whether it agrees to a target for sure; one that erred, over so many passes."""
+        has_erred = self.evidence.agreement < 1
+        return self.evidence.bounds(Z)[0] >= target and (not has_erred or self.passes >= passes)
 
     def cost_s(self) -> float:
         """Return the mean seconds a frame."""
@@ -184,12 +189,8 @@ class Calibration:
     def conclude(self) -> Verdict:
         """Return the verdict on what has been seen so far."""
         full_s, target, strict = self._full_s / max(1, self._frames), self.target, self._trials[0]
-        seen_enough = min(LEAST_PASSES, strict.passes)
-        good = [
-            trial
-            for trial in self._trials
-            if trial.passes >= seen_enough and trial.evidence.bounds(Z)[0] >= target
-        ]
+        passes = min(LEAST_PASSES, strict.passes)
+        good = [trial for trial in self._trials if trial.is_sure(target, passes)]
         best = min(good, key=Trial.cost_s, default=None)
         share = float(np.median(strict.shares)) if strict.shares else 0.0
         if best is None:

@@ -260,7 +260,7 @@ def test_a_change_of_character_is_answered_in_full_and_calibrated_again() -> Non
     def crowd(index: int) -> Pixels:
         return crowded(rng)
 
-    for scene, frames in ((quiet, 900), (crowd, 700), (quiet, 1100)):
+    for scene, frames in ((quiet, 1400), (crowd, 700), (quiet, 1700)):
         for index in range(frames):
             run.show(scene(index))
         modes.append(run.ladder.mode)
