@@ -104,13 +104,15 @@ def decoded(path: Path, width: int) -> Iterator[Timed]:
     """Yield every frame of a file as (media seconds, canvas at this width)."""
     scaler = Scaler()
     with av.open(str(path), "r") as container:
-        container.streams.video[0].codec_context.thread_count = 1
-        for frame in container.decode(video=0):
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        fps = float(stream.average_rate or 25)  # the stamps of some files are out of order
+        for index, frame in enumerate(container.decode(video=0)):
             height = round(frame.height * width / frame.width)
             pixels = scaler.to_bgr(frame, width, height)
             size = -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE
             yield (
-                float(frame.time or 0),
+                index / fps,
                 canvas(pixels, max(width, height), size, PAD_VALUE, scaler),
             )
 
