@@ -2,8 +2,9 @@
 
 Owns one ladder per (agent, model digest, canvas geometry), the same one for all agents of one
 camera, and the limit on what they hold together; never decides how a frame is answered.
-Invariants: a ladder belongs to one digest, so a swapped model starts cold; what ladders hold
-stays under `limit_bytes` after every `settle`; at most one camera is being calibrated at a time.
+Invariants: a ladder belongs to one digest, so a swapped model starts cold; at most one camera is
+being calibrated at a time; what the others hold leaves room for it under `limit_bytes` after every
+`settle`.
 
 When memory is short, the ladder that is worth least lets go of its reference and activations (not
 of its calibration): worth is the thread-CPU time it saves a frame, over the time to its predicted

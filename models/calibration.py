@@ -20,12 +20,11 @@ import numpy as np
 
 from models.evidence import Evidence
 from models.images import Pixels
-from models.ladder import Ladder
+from models.ladder import LEAST_TARGET, Ladder
 from models.track import CostModel, Setting, Track
 from models.wire import Box, ModelError
 
 TARGET = 0.98
-LEAST_TARGET = 0.8  # whatever the noise floor
 Z = 1.0
 GATES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.045, 0.05, 0.055, 0.06, 0.075, 0.09)
 SPARSE = (  # (gate, level), most often useful first
@@ -50,7 +49,7 @@ REPEAT_FRAMES = 16  # every so many, the first too, are answered twice
 LEAST_DOMAIN = 0.25  # share of changed cells: less is no change of character
 LEAST_GAIN = 0.97  # of the full pass's time: what saves less is not worth having
 STATES_BYTES = 144 << 20
-GIVE_UP_FRAMES, GIVE_UP_Z = 24, 2.0
+GIVE_UP_FRAMES, GIVE_UP_BOXES, GIVE_UP_Z = 24, 200.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,9 @@ class Calibration:
         self._trials = [strict]
         for trial in rest:
             slow = trial.setting.level is not None and trial.cost_s() > full_s
-            if not slow and trial.evidence.bounds(GIVE_UP_Z)[1] >= target:
-                self._trials.append(trial)
-            else:
+            # One unlucky reference spoils many frames: a few boxes are no proof.
+            known = trial.evidence.boxes >= GIVE_UP_BOXES
+            if slow or (known and trial.evidence.bounds(GIVE_UP_Z)[1] < target):
                 trial.track.drop()
+            else:
+                self._trials.append(trial)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from models.accelerators import AcceleratorSpec
 from models.cache import ReuseCache
 from models.images import Canvas, Pixels, Scaler
-from models.ladder import Outcome
+from models.ladder import Ladder, Outcome
 from models.queue import DeadlineQueue, Task
 from models.sessions import Session, open_warm
 from models.wire import Box, CacheHolding, Inference, ModelError, ModelFile, Rung, Shed
@@ -27,6 +27,8 @@ SHED_DECAY = 0.9
 EXPIRY_PERIOD_S = 5.0
 # While others wait, calibration learns from one frame of so many only.
 LEARN_WHILE_BUSY = 8
+# It may take as long as so many passes before it is taken to hang.
+LEARN_PASSES = 32
 
 Answer = Inference | Shed | ModelError
 
@@ -41,6 +43,7 @@ class View:
 
     digest: str
     canvas: Canvas
+    ladder: Ladder
     found: tuple[list[Box], Rung] | None
     is_asked: bool = False
 
@@ -88,6 +91,8 @@ class Engine:
         self._sessions: dict[str, Session] = {}
         self._estimates: dict[str, Estimate] = {}
         self._running_since_s = 0.0  # 0 = idle
+        self._passes = 1  # that what is running now counts as at most
+        self._learn_s = 0.0  # moving average of what a calibration takes a frame
         self._busy_until_s = 0.0  # predicted while running, known while pausing
         self._stopping = False
         self._scaler = Scaler()
@@ -135,6 +140,17 @@ class Engine:
         """Return whether a model is loaded."""
         return digest in self._sessions
 
+    def prepare(self, digest: str, width: int, height: int) -> None:
+        """Compile what frames of a size need; seconds the first time, then nothing.
+
+        No such model, or one that does not fit, is for `look` to report.
+        """
+        try:
+            session = self.session(digest)
+            session.differential(session.check_fits(width, height))
+        except ModelError:
+            pass
+
     def look(
         self,
         agent: str,
@@ -151,7 +167,7 @@ class Engine:
         session = self.session(digest)
         canvas = session.canvas(pixels, scaler)
         ladder = self.cache.ladder(agent, session, canvas, others)
-        return View(digest, canvas, ladder.look(canvas.pixels, time.monotonic()))
+        return View(digest, canvas, ladder, ladder.look(canvas.pixels, time.monotonic()))
 
     def submit(self, job: Job, deadline_s: float, tier: int) -> None:
         """Queue a job, or answer it with the reason why not. O(queue)."""
@@ -212,9 +228,12 @@ class Engine:
         return estimate.cost_s if estimate else 0.0
 
     def running_s(self) -> float:
-        """Return for how long the current pass has been running, 0 when none is."""
-        since_s = self._running_since_s
-        return time.monotonic() - since_s if since_s else 0.0
+        """Return for how long the current pass has been running, 0 when none is.
+
+        What a calibration learns from a frame consists of many: their mean, at the most of them.
+        """
+        since_s, passes = self._running_since_s, self._passes
+        return (time.monotonic() - since_s) / passes if since_s else 0.0
 
     def _run(self) -> None:
         expired_s = time.monotonic()
@@ -266,6 +285,7 @@ class Engine:
             self.cache.settle(time.monotonic())
         until_s = started_s + self._cost_s(started_s, started_cpu_s)
         with self._wake:
+            self._busy_until_s = until_s
             while not self._stopping and (rest_s := until_s - time.monotonic()) > 0:
                 self._wake.wait(timeout=rest_s)
 
@@ -280,14 +300,13 @@ class Engine:
     def _infer(self, job: Job) -> Outcome | ModelError:
         """Climb the ladder for one job: the answer, or why there is none."""
         try:
-            session = self.session(job.digest)
-            if job.view is not None and job.view.found is not None:
-                return Outcome(*job.view.found)
-            canvas = job.view.canvas if job.view else session.canvas(job.pixels, self._scaler)
-            ladder = self.cache.ladder(job.agent, session, canvas)
-            outcome = ladder.serve(canvas.pixels, time.monotonic())
-            if job.view is not None:
-                job.view.found = outcome.boxes, "same"
+            session, view = self.session(job.digest), job.view
+            if view is None:  # a ladder might have to be compiled first
+                return Outcome(session.run(session.canvas(job.pixels, self._scaler)), "full")
+            if view.found is not None:
+                return Outcome(*view.found)
+            outcome = view.ladder.serve(view.canvas.pixels, time.monotonic())
+            view.found = outcome.boxes, "same"
             return outcome
         except ModelError as error:
             return error
@@ -297,11 +316,17 @@ class Engine:
         if outcome.afterwards is None:
             return
         self._unlearned += 1
+        began_s = time.monotonic()
         with self._wake:
-            is_free = not len(self._queue)
-        if is_free or self._unlearned >= LEARN_WHILE_BUSY:
-            self._unlearned = 0
-            try:
-                outcome.afterwards()
-            except ModelError:
-                self.cache.stats["calibration failed"] += 1
+            if len(self._queue) and self._unlearned < LEARN_WHILE_BUSY:
+                return
+            self._passes, self._running_since_s = LEARN_PASSES, began_s
+            self._busy_until_s = max(self._busy_until_s, began_s) + self._learn_s / self.spec.share
+        self._unlearned = 0
+        try:
+            outcome.afterwards()
+        except ModelError:
+            self.cache.stats["calibration failed"] += 1
+        with self._wake:
+            self._running_since_s, self._passes = 0.0, 1
+            self._learn_s += EMA_WEIGHT * (time.monotonic() - began_s - self._learn_s)

@@ -42,6 +42,7 @@ STRANGE_SHARE = 0.5  # of the last passes beyond the calibrated domain: calibrat
 STRANGE_WINDOW = 32
 BREACH_Z = 3.0  # one frame's boxes stand or fall together
 STRICT_TARGET = 0.98
+LEAST_TARGET = 0.8  # whatever the noise floor, or another node, says
 CLEAN_AUDITS = 16  # without a breach: earlier ones are forgiven
 AUDIT_BLOCKS = 4  # of audits count, so that a good past does not outweigh the present
 CALM_PROBES = 4  # in a row, while off: calibrate again
@@ -134,8 +135,11 @@ class Ladder:
 
     @property
     def reference(self) -> Pixels | None:
-        """Return the canvas that the held answer belongs to; sparse passes write into it."""
-        return self._track.reference
+        """Return the canvas that the held answer belongs to; sparse passes write into it.
+
+        None while off: no answer belongs to what is compared with then.
+        """
+        return self._track.reference if self.mode != "off" else None
 
     @property
     def is_warm(self) -> bool:
@@ -158,6 +162,7 @@ class Ladder:
             return False
         try:
             self._track.drop()
+            self._seen = None
             if self._calibration is not None:
                 self._calibration, self.mode = None, "strict"
             return True
@@ -165,8 +170,8 @@ class Ladder:
             self._lock.release()
 
     def expire(self, now_s: float) -> None:
-        """Drop what is past its time."""
-        if self._is_old(now_s) and self.mode != "calibrating":
+        """Drop what is past its time; a calibration too, whose frames have ceased to come."""
+        if self._is_old(now_s):
             self.let_go()
 
     def entry(self, now_s: float, size: tuple[int, int]) -> Entry | None:
@@ -175,22 +180,21 @@ class Ladder:
         `size` (width, height) of the image on the canvas.
         """
         with self._lock:
-            track = self._track
-            if track.reference is None or self._is_old(now_s):
+            reference, setting = self.reference, self.setting
+            if reference is None or self._is_old(now_s):
                 return None
-            setting = self.setting
             calibrated = (setting.gate, setting.level, setting.domain, self.target)
             return Entry(
-                track.reference.copy(),
+                reference.copy(),
                 *size,
-                track.boxes,
+                self._track.boxes,
                 now_s - self._full_s,
                 self.mask.noise,
                 calibrated if self.mode == "calibrated" else None,
             )
 
     def adopt(self, entry: Entry, now_s: float) -> bool:
-        """Go on with what another node found; False when none of it is news.
+        """Go on with what another node found; False when none of it is news or of use.
 
         A valid reference of our own stays: it is newer.
         """
@@ -198,18 +202,23 @@ class Ladder:
             own = self._track
             is_valid = self.is_warm and not self._is_old(now_s)
             learns = self.mode == "strict" and not self._breaches
-            if entry.age_s >= TTL_S or (is_valid and not (learns and entry.calibrated)):
+            if self.mode in ("off", "calibrating") or entry.age_s >= TTL_S:
                 return False
+            if is_valid and not (learns and entry.calibrated):
+                return False
+            self._seen = None
             if learns and entry.calibrated is not None:
-                gate, level, domain, self.target = entry.calibrated
+                gate, level, domain, target = entry.calibrated
                 if self.differential is None:
                     level = None
+                self.target = max(LEAST_TARGET, target)
                 self.mode, self.reason = "calibrated", "found by another node"
                 self._track = self.track(Setting(gate, level, domain), self.mask)
             self.mask.assume_noise(entry.noise)
             if is_valid:
                 self._track.reference, self._track.boxes = own.reference, own.boxes
             else:
+                self._track.drop()  # activations belong to the reference that they came from
                 self._track.reference, self._track.boxes = entry.pixels, entry.boxes
                 self._full_s = now_s - entry.age_s
             return True

@@ -69,6 +69,8 @@ class Session:
                     found = Differential(verified(self.model), size, self._accelerator)
                 except ModelError as error:
                     found = error
+                except Exception as error:  # noqa: BLE001 - full passes do without
+                    found = ModelError(f"its layers cannot be analysed ({error!r})")
             self._differentials[size] = found
             while len(self._differentials) > MAX_SIZES:
                 del self._differentials[next(iter(self._differentials))]

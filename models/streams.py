@@ -157,6 +157,7 @@ class Camera:
         self._on_frame = on_frame
         self._on_state = on_state
         self._consumers: dict[str, Consumer] = {}
+        self._prepared: set[str] = set()  # digests of models ready for frames of this size
         self._state = "", ""  # the last one and its reason
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -228,7 +229,11 @@ class Camera:
     def _take(self, captured_s: float, pixels: Pixels) -> None:
         """Let the ladders look at one frame, keep it, announce it."""
         height, width = pixels.shape[:2]
-        self.size = (width, height)
+        if self.size != (width, height):
+            self.size, self._prepared = (width, height), set()
+        for digest in {one.digest for one in tuple(self._consumers.values())} - self._prepared:
+            self._engine.prepare(digest, width, height)  # not under the lock: it takes seconds
+            self._prepared.add(digest)
         with self._lock:  # so that who has left is not given a ladder any more
             consumers = dict(self._consumers)
             agents: dict[str, list[str]] = {}

@@ -55,6 +55,7 @@ class Worker:
         self._sending = threading.Lock()
         self._cameras: dict[str, Camera] = {}
         self._frames: dict[str, Frames] = {}  # of closed cameras too: numbers never repeat
+        self._specs: dict[str, CameraSpec] = {}  # of closed cameras too
         self._images: queue.Queue[Callable[[], None]] = queue.Queue(IMAGE_QUEUE)
         self._scaler = Scaler()
         self._seen = 0
@@ -115,6 +116,9 @@ class Worker:
         # reason to have no camera: its frames carry no view until it is.
         spec = CameraSpec(**message["camera"])
         self._leave(spec.agent)
+        if self._specs.get(spec.agent, spec) != spec:  # what was learned is of another camera
+            self._engine.cache.forget(agent=spec.agent)
+        self._specs[spec.agent] = spec
         frames = self._frames.setdefault(spec.agent, Frames())
         frames.open(message["first_frame"])
         camera = next((one for one in self._cameras.values() if one.serves(spec)), None)

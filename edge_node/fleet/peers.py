@@ -49,11 +49,11 @@ class Peers:
         self._address = address
         self.name = name
         self._session: aiohttp.ClientSession | None = None
-        self._bandwidth_bps: dict[bytes, float] = {}
+        self._bit_s: dict[bytes, float] = {}
 
     def bandwidth_bps(self, node: bytes) -> float:
         """Return the moving average over what came from a peer, a prior before there was any."""
-        return self._bandwidth_bps.get(node, PRIOR_BPS)
+        return 1 / self._bit_s[node] if node in self._bit_s else PRIOR_BPS
 
     async def close(self) -> None:
         """Close every connection."""
@@ -143,11 +143,14 @@ class Peers:
             return response.status, bytes(reply), learnt
 
     def _measure(self, node: bytes, size_bytes: int, spent_s: float) -> None:
-        """Learn from a body of so many bytes that took so long after its header."""
+        """Learn from a body of so many bytes that took so long after its header.
+
+        Times are averaged: a body that had arrived before it was read would be infinitely fast.
+        """
         if size_bytes >= MEASURED_BYTES:
-            now_bps = size_bytes * 8 / max(1e-6, spent_s)
-            old_bps = self._bandwidth_bps.get(node, now_bps)
-            self._bandwidth_bps[node] = old_bps + BANDWIDTH_GAIN * (now_bps - old_bps)
+            now_s = max(1e-6, spent_s) / (size_bytes * 8)
+            old_s = self._bit_s.get(node, now_s)
+            self._bit_s[node] = old_s + BANDWIDTH_GAIN * (now_s - old_s)
 
 
 def _box(box: list[float]) -> list[float]:

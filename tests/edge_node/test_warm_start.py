@@ -129,6 +129,13 @@ def test_a_wrong_entry_is_counted_and_the_next_holder_asked() -> None:
     run(test)
 
 
+def test_a_body_that_waited_to_be_read_does_not_make_a_link_infinitely_fast() -> None:
+    peers = Peers(Signer(A, bytes(16), Keyring(SECRET)), lambda node: None, lambda node: node.hex())
+    for spent_s in (0.1, 0.0, 0.1):
+        peers._measure(FAR, 10**6, spent_s)
+    assert 80e6 <= peers.bandwidth_bps(FAR) < 120e6
+
+
 def test_what_costs_more_than_it_saves_is_left_where_it_is() -> None:
     near, far = Peer(entry()), Peer(None)
 

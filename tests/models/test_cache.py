@@ -12,7 +12,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from models import cache, entries
+from models import cache, entries, sessions
 from models.accelerators import AcceleratorSpec
 from models.cache import FORGET_S, ReuseCache
 from models.delta.onnxfile import write_model
@@ -385,6 +385,17 @@ def test_a_model_that_cannot_run_sparse_keeps_the_other_rungs_and_says_why(tmp_p
     assert camera.show(SCENE, 1.0)[1] == "full"
     assert camera.show(SCENE, 1.1)[1] == "same"
     record = camera.record(1.2)
-    print(record)
     assert (record["executor"], record["level"]) == ("", None)
     assert "GlobalAveragePool" in record["refusal"]
+
+
+def test_a_fault_in_the_analysis_costs_no_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*args: object) -> None:
+        raise KeyError("layer")
+
+    monkeypatch.setattr(sessions, "Differential", faulty)
+    model = load_manifest().variants["small"]
+    camera = Camera(ReuseCache(), session=open_warm(model, CPU))
+    assert camera.show(SCENE, 1.0)[1] == "full"
+    assert camera.show(SCENE, 1.1)[1] == "same"
+    assert "KeyError('layer')" in camera.record(1.2)["refusal"]

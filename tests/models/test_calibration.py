@@ -14,7 +14,6 @@ from models.calibration import (
     ENOUGH_BOXES,
     GATES,
     LEAST_FRAMES,
-    LEAST_TARGET,
     MOST_S,
     SPARSE,
     TARGET,
@@ -25,7 +24,7 @@ from models.delta.differential import Differential
 from models.delta.layers import Floats
 from models.evidence import Evidence
 from models.images import Canvas, Pixels, Scaler
-from models.ladder import Ladder
+from models.ladder import LEAST_TARGET, Ladder
 from models.manifest import load_manifest
 from models.sessions import open_warm
 from models.track import CostModel, Setting

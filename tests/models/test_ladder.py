@@ -17,9 +17,10 @@ from models.accelerators import AcceleratorSpec
 from models.calibration import Calibration, Verdict
 from models.delta.differential import Differential
 from models.delta.layers import Floats
+from models.entries import Entry
 from models.evidence import matched
 from models.images import Canvas, Pixels
-from models.ladder import AUDIT_FRAMES, OFF_FRAMES, PROBE_FRAMES, TTL_S, Ladder
+from models.ladder import AUDIT_FRAMES, LEAST_TARGET, OFF_FRAMES, PROBE_FRAMES, TTL_S, Ladder
 from models.manifest import load_manifest
 from models.sessions import Session, open_warm
 from models.track import CostModel, Setting
@@ -626,6 +627,70 @@ def test_off_in_a_still_scene_is_tried_again_ever_more_rarely(
     assert len(gaps) == 3
     for gap, wanted in zip(gaps, (100, 200, 400), strict=True):
         assert wanted <= gap <= wanted + 2 * PROBE_FRAMES
+
+
+# --- what other nodes give ----------------------------------------------------------------------
+
+OTHER = picture(SIZE[1], SIZE[0], seed=8)
+IMAGE = (SIZE[1], SIZE[0])
+
+
+def found(setting: Setting | None = None, target: float = 0.98) -> Entry:
+    """Return another node's entry: a picture with an object."""
+    calibrated = (setting.gate, setting.level, setting.domain, target) if setting else None
+    pixels = painted(OTHER, (40, 80))
+    return Entry(pixels, *IMAGE, Eye().seen(pixels), 1.0, 0.0, calibrated)
+
+
+def test_what_is_compared_with_while_off_is_no_reference_for_anyone() -> None:
+    camera = Camera(ladder_of(Eye(), decided(None)))
+    for _ in range(2 * PROBE_FRAMES):
+        camera.show(painted(STILL, (40, 80)))
+        assert camera.ladder.mode in ("strict", "calibrating", "off")
+        entry = camera.ladder.entry(camera.now_s, IMAGE)
+        assert entry is None or entry.boxes, "an object that no answer tells of"
+    assert camera.ladder.mode == "off"
+    assert not camera.ladder.is_warm
+    assert not camera.ladder.adopt(found(WIDE), camera.now_s)
+
+
+def test_activations_of_an_older_reference_do_not_meet_an_adopted_one(
+    differential: Differential,
+) -> None:
+    camera = settled(
+        Eye(), Setting(0.002, 1.0, 0.25), differential=differential, costs=Eager(Clock())
+    )
+    assert camera.show(painted(STILL, (40, 80)))[1] == "sparse"
+    camera.now_s += TTL_S
+    assert camera.ladder.adopt(found(), camera.now_s)
+    frame = painted(OTHER, (40, 80), (40, 20))
+    assert camera.show(frame) == (Eye().seen(frame), "full")
+
+
+def test_what_was_seen_before_an_adoption_says_nothing_after_it() -> None:
+    ladder = ladder_of(Eye())
+    ladder.serve(STILL, 10.0)
+    touched = painted(STILL, (40, 80))
+    assert ladder.look(touched, 9.9 + TTL_S) is None
+    assert ladder.adopt(found(WIDE), 10.1 + TTL_S)
+    outcome = ladder.serve(touched, 10.1 + TTL_S)
+    assert outcome.rung == "full"
+
+
+def test_another_node_cannot_talk_the_audits_down() -> None:
+    ladder = ladder_of(Eye())
+    assert ladder.adopt(found(WIDE, target=0.0), 10.0)
+    assert ladder.target == LEAST_TARGET
+
+
+def test_a_calibration_without_frames_ends_and_makes_room_for_others() -> None:
+    ladder = ladder_of(Eye(), decided(WIDE))
+    ladder.serve(STILL, 10.0)
+    ladder.expire(9.9 + TTL_S)
+    assert ladder.mode == "calibrating"
+    assert not ladder.adopt(found(WIDE), 11.0), "what it finds itself is better"
+    ladder.expire(10.0 + TTL_S)
+    assert (ladder.mode, ladder.size_bytes) == ("strict", 0)
 
 
 # --- costs --------------------------------------------------------------------------------------

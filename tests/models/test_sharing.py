@@ -13,10 +13,11 @@ import pytest
 
 from models.accelerators import AcceleratorSpec
 from models.cache import MOVED_BITS, RETELL_S, ReuseCache
+from models.delta.differential import Differential
 from models.engine import Answer, Engine, Job, View
 from models.entries import Entry
 from models.images import Pixels, Scaler
-from models.ladder import TTL_S, Ladder
+from models.ladder import TTL_S, Ladder, Outcome
 from models.manifest import load_manifest
 from models.scene import distance, signature
 from models.sessions import Session, open_warm
@@ -114,14 +115,15 @@ def test_two_agents_of_one_camera_cost_one_pass_a_frame(bench: Bench) -> None:
         assert (first.rung, second.rung) == ("full", "same")
         assert first.boxes == second.boxes
     assert bench.passes() == FRAMES
+    held = {(one.agent, one.held) for one in bench.told}
+    assert held == {("a", True), ("b", True)}  # each may move on its own
     bench.ladder("a").mode = "off"  # then nothing of earlier frames helps
     assert [one.rung for one in bench.answers(bench.show(picture(), 2))] == ["full", "same"]
     assert bench.passes() == FRAMES + 1
     assert bench.decoders == 1
     assert bench.ladder("a") is bench.ladder("b")
     assert bench.engine.cache.size_bytes == bench.ladder("a").size_bytes
-    held = {(one.agent, one.held) for one in bench.told}
-    assert held == {("a", True), ("b", True)}  # each may move on its own
+    assert {one.agent for one in bench.told if not one.held} == {"a", "b"}, "nor does anyone else"
 
 
 def test_an_answer_that_may_be_reused_is_for_all(bench: Bench) -> None:
@@ -163,6 +165,69 @@ def test_one_agent_leaves_and_the_other_goes_on(bench: Bench) -> None:
     assert [(one.agent, one.held) for one in bench.told if not one.held] == [("a", False)]
     camera.leave("b")
     assert not camera.serves(SPEC)
+
+
+def test_a_frame_of_who_has_left_is_answered_and_leaves_nothing(bench: Bench) -> None:
+    camera = bench.camera()
+    bench.join(camera, "a")
+    frames = bench.show(picture(), 1)
+    camera.leave("a")
+    bench.engine.cache.forget(agent="a")
+    assert [one.rung for one in bench.answers(frames)] == ["full"]
+    assert bench.engine.cache.records(0.0) == []
+
+
+def test_a_frame_that_no_model_has_looked_at_gets_a_full_pass(bench: Bench) -> None:
+    reply: queue.Queue[Answer] = queue.Queue()
+    for _ in range(2):
+        job = Job("a", SMALL.digest, picture(), None, 0.0, reply.put)
+        bench.engine.submit(job, deadline_s=1e12, tier=2)
+        answer = reply.get(timeout=PATIENCE_S)
+        assert isinstance(answer, Inference)
+        assert answer.rung == "full"
+    assert bench.engine.cache.records(0.0) == [], "nor is anything compiled for it"
+
+
+def test_a_camera_whose_model_is_being_compiled_can_be_joined_and_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_begun, may_end = threading.Event(), threading.Event()
+    in_time: list[bool] = []
+    session = bench.engine.session(SMALL.digest)
+    compiled = session.differential
+
+    def slowly(size: tuple[int, int]) -> Differential:
+        has_begun.set()
+        in_time.append(may_end.wait(timeout=PATIENCE_S))
+        return compiled(size)
+
+    monkeypatch.setattr(session, "differential", slowly)
+    camera = bench.camera()
+    bench.join(camera, "a")
+    bench.shown.put(picture())
+    assert has_begun.wait(timeout=PATIENCE_S)
+    bench.join(camera, "b")
+    camera.leave("a")
+    may_end.set()
+    assert bench.frames.get(timeout=PATIENCE_S).agent == "b"
+    assert in_time[0], "else they waited for the compilation"
+
+
+def test_what_a_calibration_learns_counts_towards_the_backlog_and_can_hang() -> None:
+    idle = Engine(CPU, on_cache_change=lambda holding: None, on_load_change=lambda: None)
+    seen: list[tuple[float, float]] = []
+
+    def learn() -> None:
+        seen.append((idle.figures()[0], idle.running_s()))
+        session().run(session().canvas(picture(), Scaler()))
+        seen.append((idle.figures()[0], idle.running_s()))
+
+    for _ in range(2):
+        idle._learn(Outcome([], "full", learn))
+    (unknown_s, _), (_, first_s), (known_s, _), (_, again_s) = seen
+    assert unknown_s == 0 < known_s
+    assert min(first_s, again_s) > 0
+    assert idle.running_s() == 0
 
 
 def test_a_late_agent_hears_how_the_camera_is(bench: Bench) -> None:
