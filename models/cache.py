@@ -67,10 +67,13 @@ class ReuseCache:
         *,
         limit_bytes: int = LIMIT_BYTES,
         on_change: Callable[[CacheHolding], None] = lambda holding: None,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Start empty; calibrations begin only while the accelerator `has_room` for them."""
         self.limit_bytes = limit_bytes
         self.stats: Counter[str] = Counter()
         self._on_change = on_change
+        self._has_room = has_room
         self._ladders: dict[Key, Ladder] = {}
         self._costs: dict[tuple[str, tuple[int, int]], CostModel] = {}
         self._told: dict[tuple[str, str], tuple[CacheHolding, float]] = {}
@@ -151,7 +154,7 @@ class ReuseCache:
 
     def _calibration(self, ladder: Ladder, size: tuple[int, int]) -> Calibration | None:
         """Hand out a calibration if it is this ladder's turn."""
-        if ladder.stats["frames"] < CALIBRATE_AFTER:
+        if ladder.stats["frames"] < CALIBRATE_AFTER or not self._has_room():
             return None
         with self._lock:
             busy = any(one.mode == "calibrating" for one in self._each())

@@ -8,6 +8,7 @@ the thread starts its next pass no earlier than (time used) / share after the la
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,10 @@ SHED_DECAY = 0.9
 EXPIRY_PERIOD_S = 5.0
 # While others wait, calibration learns from one frame of so many only.
 LEARN_WHILE_BUSY = 8
+# Calibration learns by many passes a frame: where passes take more of the time than this it does
+# not begin, and what has begun learns from one frame of so many.
+ROOM, LEARN_WITHOUT_ROOM = 0.7, 32
+LOAD_MEMORY_S = 10.0
 # It may take as long as so many passes before it is taken to hang.
 LEARN_PASSES = 32
 
@@ -83,7 +88,11 @@ class Engine:
         on_load_change: Callable[[], None],
     ) -> None:
         self.spec = spec
-        self.cache = ReuseCache(limit_bytes=spec.cache_mb * 10**6, on_change=on_cache_change)
+        self.cache = ReuseCache(
+            limit_bytes=spec.cache_mb * 10**6, on_change=on_cache_change, has_room=self._has_room
+        )
+        self._load = 0.0  # share of the time taken by passes and their rest, as of
+        self._load_at_s = time.monotonic()
         self._unlearned = 0
         self._on_load_change = on_load_change
         self._queue: DeadlineQueue[Job] = DeadlineQueue(spec.queue)
@@ -271,6 +280,7 @@ class Engine:
         outcome = self._infer(job)
         wall_s = time.monotonic() - started_s
         cost_s = self._cost_s(started_s, started_cpu_s)
+        self._note_load(started_s, cost_s)
         with self._wake:
             self._running_since_s = 0.0
             self._busy_until_s = started_s + cost_s
@@ -288,6 +298,16 @@ class Engine:
             self._busy_until_s = until_s
             while not self._stopping and (rest_s := until_s - time.monotonic()) > 0:
                 self._wake.wait(timeout=rest_s)
+
+    def _note_load(self, now_s: float, cost_s: float) -> None:
+        """Let the past fade and add a pass. With steady work this is the share it takes."""
+        self._load *= math.exp((self._load_at_s - now_s) / LOAD_MEMORY_S)
+        self._load += cost_s / LOAD_MEMORY_S
+        self._load_at_s = now_s
+
+    def _has_room(self) -> bool:
+        """Return whether there is time for more than passes."""
+        return self._load < ROOM
 
     def _cost_s(self, started_s: float, started_cpu_s: float) -> float:
         """Return how long what was begun then occupies this thread, its rest included."""
@@ -318,7 +338,9 @@ class Engine:
         self._unlearned += 1
         began_s = time.monotonic()
         with self._wake:
-            if len(self._queue) and self._unlearned < LEARN_WHILE_BUSY:
+            is_free = not len(self._queue) and self._has_room()
+            most = LEARN_WHILE_BUSY if self._has_room() else LEARN_WITHOUT_ROOM
+            if not is_free and self._unlearned < most:
                 return
             self._passes, self._running_since_s = LEARN_PASSES, began_s
             self._busy_until_s = max(self._busy_until_s, began_s) + self._learn_s / self.spec.share
