@@ -142,7 +142,7 @@ class ReuseCache:
                 image=(canvas.width, canvas.height),
                 refusal=refusal,
                 seed=zlib.crc32(agent.encode()),
-                calibrate=lambda ladder: self._calibration(ladder, (height, width)),
+                calibrate=self._calibration,
             )
             self._resized(key)
             return self._ladders.setdefault(key, made)
@@ -152,14 +152,14 @@ class ReuseCache:
         for other in [one for one in self._ladders if one[:2] == key[:2] and one != key]:
             del self._ladders[other]
 
-    def _calibration(self, ladder: Ladder, size: tuple[int, int]) -> Calibration | None:
+    def _calibration(self, ladder: Ladder) -> Calibration | None:
         """Hand out a calibration if it is this ladder's turn."""
         if ladder.stats["frames"] < CALIBRATE_AFTER or not self._has_room():
             return None
         with self._lock:
             busy = any(one.mode == "calibrating" for one in self._each())
             room = max(self.limit_bytes // 2, self.limit_bytes - self.size_bytes)
-        return None if busy else Calibration(ladder, size, states_bytes=min(STATES_BYTES, room))
+        return None if busy else Calibration(ladder, states_bytes=min(STATES_BYTES, room))
 
     def settle(self, now_s: float) -> None:
         """Bring memory under the limit and tell of what has changed. O(ladders)."""

@@ -115,14 +115,12 @@ class Calibration:
     def __init__(
         self,
         ladder: Ladder,
-        size: tuple[int, int],
         *,
         states_bytes: int = STATES_BYTES,
         seed: int = 0,
     ) -> None:
-        """Prepare the trials for canvases of `size` (height, width)."""
+        """Prepare the trials; those with sparse passes as `states_bytes` of activations allow."""
         self._ladder = ladder
-        self._mask = ladder.mask
         self._random = np.random.default_rng(seed)
         self._floor = Evidence()
         self._repeats = Evidence()
@@ -131,7 +129,7 @@ class Calibration:
         if (differential := ladder.differential) is not None:
             room = states_bytes // max(1, differential.state_bytes)
             settings += [Setting(*one) for one in SPARSE[: max(1, room)]]
-        self._trials = [Trial(ladder.track(setting, self._mask)) for setting in settings]
+        self._trials = [Trial(ladder.track(setting)) for setting in settings]
         self.trials = tuple(self._trials)
         self._frames = 0
         self._began_s = 0.0

@@ -99,7 +99,7 @@ class Ladder:
         self._size = size
         self._image = image or (size[1], size[0])
         self.mask = ChangeMask(*size, cell_px=CELL_PX)
-        self._track = self.track(STRICT, self.mask)
+        self._track = self.track(STRICT)
         self._calibrate = calibrate
         self._calibration: Calibration | None = None
         self._random = random.Random(seed)
@@ -118,10 +118,10 @@ class Ladder:
         self._retry_at = 0  # of stats["frames"], while off
         self._lock = threading.Lock()
 
-    def track(self, setting: Setting, mask: ChangeMask) -> Track:
+    def track(self, setting: Setting) -> Track:
         """Return a track of its own for this camera's frames."""
         parts = self.runner, self.differential, self.costs
-        return Track(setting, *parts, mask, self._image)
+        return Track(setting, *parts, self.mask, self._image)
 
     @property
     def setting(self) -> Setting:
@@ -213,7 +213,7 @@ class Ladder:
                     level = None
                 self.target = max(LEAST_TARGET, target)
                 self.mode, self.reason = "calibrated", "found by another node"
-                self._track = self.track(Setting(gate, level, domain), self.mask)
+                self._track = self.track(Setting(gate, level, domain))
             self.mask.assume_noise(entry.noise)
             if is_valid:
                 self._track.reference, self._track.boxes = own.reference, own.boxes
@@ -355,7 +355,7 @@ class Ladder:
         self._calibration = calibration
         self.mode, self.reason = "calibrating", reason
         self._strange.clear()
-        self._track = self.track(STRICT, self.mask)
+        self._track = self.track(STRICT)
 
     def _calibrated(self, pixels: Pixels, now_s: float) -> Outcome:
         """Answer by a full pass and let the calibration learn from it after the reply."""
@@ -391,12 +391,12 @@ class Ladder:
             self._switch_off()
         else:
             self.mode, self._offs = "calibrated", 0
-            self._track = self.track(verdict.setting, self.mask)
+            self._track = self.track(verdict.setting)
 
     def _switch_off(self) -> None:
         """Answer by full passes until the scene calms down, or for long enough to try again."""
         self.mode, self._calm = "off", 0
-        self._track = self.track(Setting(), self.mask)  # as the strictest trial measures change
+        self._track = self.track(Setting())  # as the strictest trial measures change
         self._retry_at = self.stats["frames"] + (OFF_FRAMES << min(self._offs, 6))
         self._offs += 1
 
@@ -431,10 +431,10 @@ class Ladder:
                 self.setting, gate=self.setting.gate / 2, level=level / 2 if level else level
             )
             self.reason = f"tightened: {agreement}"
-            self._track = self.track(setting, self.mask)
+            self._track = self.track(setting)
         elif self._breaches == 2:
             self.mode, self.reason = "strict", f"strict: {agreement}"
-            self._track = self.track(STRICT, self.mask)
+            self._track = self.track(STRICT)
         else:
             self.reason = f"off: {agreement}"
             self._switch_off()

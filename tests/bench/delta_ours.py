@@ -73,7 +73,7 @@ class Ours:
             refusal = str(error)
 
         def calibrate(ladder: Ladder) -> Calibration:
-            self.calibration = Calibration(ladder, size, states_bytes=STATES_BYTES)
+            self.calibration = Calibration(ladder, states_bytes=STATES_BYTES)
             return self.calibration
 
         self.ladder = Ladder(

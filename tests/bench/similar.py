@@ -23,6 +23,7 @@ from models.delta.fuse import fuse
 from models.delta.graph import analyse, at_size
 from models.delta.native import NativeProgram, library
 from models.delta.plan import Plan, compile_plan
+from models.evidence import overlap
 from models.images import Scaler
 from models.manifest import load_manifest
 from models.sessions import open_warm
@@ -67,15 +68,6 @@ class Tracks:
             self.last[best] = (box, frame)
             names.append(best)
         return names
-
-
-def overlap(one: Box, other: Box) -> float:
-    """Return the intersection over the union of two boxes."""
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
-    common = max(0.0, wide) * max(0.0, high)
-    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return common / max(1e-9, sum(areas) - common)
 
 
 def inside(rows: Floats, box: Box, scale: tuple[float, float]) -> Floats:

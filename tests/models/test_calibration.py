@@ -54,7 +54,7 @@ def live(runner: Eye, differential: Differential | None = None) -> Ladder:
         differential,
         Eager(runner.clock) if differential else CostModel(runner.clock),
         SIZE,
-        calibrate=lambda ladder: Calibration(ladder, SIZE),
+        calibrate=Calibration,
     )
 
 
@@ -239,7 +239,7 @@ def test_the_target_is_the_noise_floor_where_that_is_lower() -> None:
 
     runner = Borderline()
     ladder = live(runner)
-    calibration = Calibration(ladder, SIZE)
+    calibration = Calibration(ladder)
     for index in range(200):
         ladder.costs.learn_full(FULL_S)
         assert index < LEAST_FRAMES or calibration.target < TARGET
@@ -279,7 +279,7 @@ def differential() -> Differential:
 def calibration_of(differential: Differential | None, **more: int) -> tuple[Calibration, Ladder]:
     ladder = live(Eye(Clock()), differential)
     ladder.costs.learn_full(FULL_S)
-    return Calibration(ladder, SIZE, **more), ladder
+    return Calibration(ladder, **more), ladder
 
 
 def test_sparse_trials_fit_the_memory_given_and_all_is_counted(differential: Differential) -> None:
@@ -388,7 +388,7 @@ def test_on_footage_of_a_quiet_room_reuse_is_found_and_right(
         Differential(SMALL, size, CPU),
         CostModel(),
         size,
-        calibrate=lambda ladder: Calibration(ladder, size),
+        calibrate=Calibration,
     )
     camera, agreed, scored = Camera(ladder), Evidence(), 0
     for frame in frames:
