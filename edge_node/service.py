@@ -21,13 +21,10 @@ async def _run(config: Config) -> int:
     loop = asyncio.get_running_loop()
     ended, reload_wanted = asyncio.Event(), asyncio.Event()
     daemon = Daemon(config, on_failure=ended.set)
-    for number, wanted in {
-        signal.SIGTERM: ended,
-        signal.SIGINT: ended,
-        signal.SIGHUP: reload_wanted,
-    }.items():
+    handled = {signal.SIGTERM: ended, signal.SIGINT: ended, signal.SIGHUP: reload_wanted}
+    for number, wanted in handled.items():
         loop.add_signal_handler(number, wanted.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # one may have waited
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)  # one may have waited
     life = asyncio.create_task(_live(daemon, reload_wanted))
     end = asyncio.create_task(ended.wait())
     try:

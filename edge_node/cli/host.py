@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +47,9 @@ def run(parsed: argparse.Namespace) -> int:
 
     from edge_node.config import load
 
-    # Until the event loop takes the signals over, a stop is a clean end and a reload waits.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # Held back until the event loop takes them over. A handler that raised would not do: what is
+    # raised inside a callback of a weak reference, of which an import runs many, is dropped.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
     path = Path(parsed.config)
     config = load(path)
     from edge_node.service import main
