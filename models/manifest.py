@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.wire import ModelError, ModelFile
+from models.wire import EFFORTS, ModelError, ModelFile
 
 __all__ = ["Manifest", "ModelError", "load_manifest"]
 
@@ -43,7 +43,7 @@ _INPUT: _Kinds = {
     "multiple": int,
     "long_side": int,
 }
-_OPTIONAL = {"agreement_f1", "training"}
+_OPTIONAL = {"agreement_f1", "quality", "training"}
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,11 @@ def load_manifest(path: Path | None = None, *, check_digests: bool = True) -> Ma
             raise ModelError(f"{source}: {where}.variant {spec['variant']!r} appears twice")
         file = source.parent / spec["file"]
         _check_file(file, spec, check_digests)
-        variants[spec["variant"]] = ModelFile(
+        model = ModelFile(
             data["name"], spec["variant"], spec["version"], str(file), spec["sha256"], spec
         )
+        _check_quality(model, source, where)
+        variants[model.variant] = model
     if not variants:
         raise ModelError(f"{source}: variants is empty; a model needs at least one")
     return Manifest(data["name"], data["task"], tuple(map(str, data["classes"])), variants)
@@ -137,6 +139,14 @@ def _check_ranges(spec: dict[str, Any], source: Path, where: str) -> None:
     for key in ("score_threshold", "nms_iou"):
         if not 0 < spec[key] < 1:
             raise ModelError(f"{source}: {where}.{key} is {spec[key]}; it must be in 0..1")
+
+
+def _check_quality(model: ModelFile, source: Path, where: str) -> None:
+    try:
+        for effort in EFFORTS:
+            model.quality(effort)
+    except ModelError as error:
+        raise ModelError(f"{source}: {where}: {error}") from None
 
 
 def _check_file(file: Path, spec: dict[str, Any], check_digest: bool) -> None:
