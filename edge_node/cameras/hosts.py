@@ -1,25 +1,46 @@
 """Know which of the fleet's agents run here, and make it so.
 
 Owns this node's part of the keys ``agent/*`` (owner records: what this node configures) and
-``host/*`` (fleet registers: who runs an agent). Invariants: a node that can run its own cameras
-runs them, whatever others claim; another node's camera runs here only while the register names
-this node.
+``host/*`` (fleet registers: who runs an agent). Invariants: a node that can run its own cameras and
+need not give them away runs them, whatever others claim; another node's camera runs here only while
+the register names this node and has done so for an epoch. So of two claims that cross the smaller
+ends before it took effect, and where all replicas agree, one node runs an agent.
 """
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from crdt import Instant, Store
 from edge_node.cameras.address import public_address
-from edge_node.cameras.agents import Agents, AgentSpec
+from edge_node.cameras.agents import Agents
+from edge_node.cameras.spec import AgentSpec
 from edge_node.config import CameraConfig
 from edge_node.fleet.load import Capacity
-from edge_node.placement.hosting import CLAIM_EPOCHS, should_host
+from edge_node.metrics import Counters
+from edge_node.placement.hosting import should_host
 from edge_node.workers import ModelError, WorkerHandle
 
 log = logging.getLogger(__name__)
+
+WALL_BITS = 16  # a register's timestamp is its wall time in ms, shifted by this
+REMEMBERED_EPOCHS = 300  # what is answered twice for longer is counted for this long
+EARLY_S = 0.01  # timers may fire a little early
+
+
+@dataclass(slots=True)
+class _Named:
+    """Whom the register names, since when this replica has known it, and its wall time."""
+
+    host: bytes
+    since_s: float
+    claimed_ms: int
+    answered: deque[tuple[int, int]] = field(
+        default_factory=lambda: deque(maxlen=REMEMBERED_EPOCHS)
+    )
+    """Frames answered here by wall time, one entry per epoch."""
 
 
 class Hosts:
@@ -33,12 +54,18 @@ class Hosts:
         workers: Callable[[], list[WorkerHandle]],
         clock: Callable[[], Instant],
         stage: Callable[..., bool],
+        counters: Counters,
+        wake: Callable[[float], object],
     ) -> None:
         """Prepare.
 
         ``workers`` lists those that can take a camera now; ``stage`` makes a write of the store
-        and says whether it was taken.
+        and says whether it was taken; ``wake`` has :meth:`reconcile` called in so many seconds.
         """
+        self.epoch_s = 2.0
+        """How long a claim has to survive before it takes effect."""
+        self.leaving = False
+        """Whether this node gives its agents away."""
         self.problems: dict[str, str] = {}
         """Agents that cannot run here although they should, and why."""
         self._node_id = node_id
@@ -47,7 +74,12 @@ class Hosts:
         self._workers = workers
         self._clock = clock
         self._stage = stage
-        self._wanted_epochs: dict[str, int] = {}
+        self._counters = counters
+        self._wake = wake
+        self._named: dict[str, _Named] = {}
+        self._claimed_from: dict[str, bytes] = {}
+        self._specs: Mapping[str, AgentSpec] = {}
+        self._generation = -1
         self._lock = asyncio.Lock()
 
     def publish(self, cameras: Iterable[CameraConfig], model: str) -> None:
@@ -69,20 +101,31 @@ class Hosts:
                 loop=camera.loop,
                 noise_sigma=camera.noise_sigma,
                 takeover=camera.takeover,
+                safety=camera.safety,
                 since_ms=since_ms if isinstance(since_ms, int) else now.wall_ms,
             ).record()
         for origin, key, _ in self._store.owners("agent/"):
             if origin == self._node_id and key not in wanted:
                 self._stage(self._store.delete_owner, key)
                 name = key.removeprefix("agent/")
-                if self._store.fleet(f"host/{name}", now) is not None:
-                    self._stage(self._store.set_fleet, f"host/{name}", None, now)
+                for register in (f"host/{name}", f"tier/{name}"):
+                    if self._store.fleet(register, now) is not None:
+                        self._stage(self._store.set_fleet, register, None, now)
         for key, record in wanted.items():
             if self._store.owner(self._node_id, key) != record:
                 self._stage(self._store.set_owner, key, record)
 
-    def specs(self) -> dict[str, AgentSpec]:
-        """Return every agent of the fleet by name; of two with one name the elder."""
+    def specs(self) -> Mapping[str, AgentSpec]:
+        """Return every agent of the fleet by name; of two with one name the elder.
+
+        O(agents) after a change of the replica, O(1) until the next.
+        """
+        if self._generation != self._store.generation:
+            self._specs = self._read_specs()
+            self._generation = self._store.generation
+        return self._specs
+
+    def _read_specs(self) -> dict[str, AgentSpec]:
         specs: dict[str, AgentSpec] = {}
         for origin, key, record in self._store.owners("agent/"):
             try:
@@ -109,39 +152,94 @@ class Hosts:
         host = self._store.fleet(f"host/{spec.name}", self._clock())
         return host if isinstance(host, bytes) else spec.home
 
-    def claim(self, living: Mapping[bytes, Capacity]) -> list[str]:
-        """Count one epoch; stage and return the claims that are due.
+    def claim(self, living: Mapping[bytes, Capacity]) -> dict[str, str]:
+        """Stage the claims of this epoch; return each claimed agent's cause.
 
-        A home claims its camera at once; a successor after :data:`CLAIM_EPOCHS` epochs.
+        The cause is why its host changes: "death" (or no accelerator works there), "drain", "hot",
+        or "home" for an agent that returns.
 
         Args:
             living: what the nodes believed alive published, this one included.
         """
-        able = frozenset(node for node, capacity in living.items() if capacity.passes_per_s > 0)
-        claimed, waiting = [], {}
+        own = self._node_id
+        leaving = {n for n, one in living.items() if (self.leaving if n == own else one.leaving)}
+        settled = {n for n, one in living.items() if one.passes_per_s > 0} - leaving
+        claimed = {}
         for name, spec in self.specs().items():
-            takers = {
-                node: capacity.passes_per_s
-                for node, capacity in living.items()
-                if capacity.takeover and node in able and spec.movable_to(capacity.files)
-            }
             host = self.host_of(spec)
-            if should_host(name, spec.home, host, able, takers) != self._node_id:
+            if host == own:
+                self._claimed_from.pop(name, None)
+            if host == own or (spec.home in settled and spec.home != own):
+                continue  # nothing to ask: most agents are at home
+            able = _able(spec, living)
+            if should_host(name, spec.home, host, able, leaving) != own:
                 continue
-            if host == self._node_id:
-                continue
-            waiting[name] = self._wanted_epochs.get(name, 0) + 1
-            if spec.home == self._node_id or waiting[name] >= CLAIM_EPOCHS:
-                now = self._clock()
-                if self._stage(self._store.set_fleet, f"host/{name}", self._node_id, now):
-                    claimed.append(name)
-        self._wanted_epochs = waiting
+            if self._stage(self._store.set_fleet, f"host/{name}", own, self._clock()):
+                claimed[name] = "home" if spec.home == own else _cause(living.get(host))
+                if self._claimed_from.get(name) != host:  # else it waits for the disk
+                    self._claimed_from[name] = host
+                    self._counters.add("handovers", cause=claimed[name])
+        self._remember_answers()
         return claimed
 
+    def belonging(self, files: str) -> dict[str, AgentSpec]:
+        """Return the agents that are to run here now, by name; see :meth:`reconcile`."""
+        specs = self.specs()
+        for name in self._named.keys() - specs.keys():
+            del self._named[name]
+        return {name: spec for name, spec in specs.items() if self._belongs_here(spec, files)}
+
     def _belongs_here(self, spec: AgentSpec, files: str) -> bool:
-        if spec.home == self._node_id:
+        host, survived = self._notice(spec)
+        is_home = spec.home == self._node_id
+        if is_home and not self.leaving:
             return True
-        return self.host_of(spec) == self._node_id and spec.movable_to(files)
+        if host == self._node_id:
+            return survived and (is_home or spec.movable_to(files))
+        # In good order: what leaves runs until the claim of its next host takes effect there.
+        return self.leaving and spec.name in self._agents.hosted and not survived
+
+    def _notice(self, spec: AgentSpec) -> tuple[bytes, bool]:
+        """Return whom the register names, and whether that claim has survived an epoch here."""
+        now = self._clock()
+        host, entry = self.host_of(spec), self._store.fleet_entry(f"host/{spec.name}", now)
+        known = self._named.get(spec.name)
+        if known is None or known.host != host:
+            claimed_ms = 0 if entry is None else entry[1] >> WALL_BITS
+            named = _Named(host, now.mono_s, claimed_ms)
+            if known is not None:
+                self._count_duplicates(spec, known, named)
+                named.answered = known.answered
+            self._named[spec.name] = known = named
+            if host == self._node_id or spec.name in self._agents.hosted:
+                self._wake(self.epoch_s + EARLY_S)
+        return host, now.mono_s - known.since_s >= self.epoch_s
+
+    def _count_duplicates(self, spec: AgentSpec, known: _Named, named: _Named) -> None:
+        """Count what was answered here although another node's claim had taken effect by then.
+
+        That comes to light when a partition ends: that node answered frames of the time as well.
+        Exact to what an epoch answers.
+        """
+        agent = self._agents.hosted.get(spec.name)
+        if agent is None or named.host == self._node_id:
+            return
+        effect_ms = named.claimed_ms + round(self.epoch_s * 1e3)
+        before = [count for wall_ms, count in known.answered if wall_ms <= effect_ms]
+        since = [count for wall_ms, count in known.answered if wall_ms > effect_ms]
+        if since:
+            first = before[-1] if before else since[0]
+            self._counters.add("duplicates", max(0, agent.answered - first), agent=spec.name)
+
+    def _remember_answers(self) -> None:
+        """Note once an epoch how many frames each agent that runs here has answered."""
+        wall_ms = self._clock().wall_ms
+        for name, named in self._named.items():
+            agent = self._agents.hosted.get(name)
+            if agent is None:
+                named.answered.clear()
+            else:
+                named.answered.append((wall_ms, agent.answered))
 
     async def reconcile(self, digest: str, files: str) -> None:
         """Open and close cameras until what runs here is what the replica says.
@@ -152,7 +250,7 @@ class Hosts:
         """
         async with self._lock:
             hosted, workers = self._agents.hosted, self._workers()
-            specs = {n: s for n, s in self.specs().items() if self._belongs_here(s, files)}
+            specs = self.belonging(files)
             for name in [name for name in hosted if name not in specs]:
                 log.info("agent %s no longer runs here", name)
                 await self._agents.release(name)
@@ -186,3 +284,20 @@ class Hosts:
             if replace(other.spec.camera(), agent=spec.name) == camera and other.worker in workers:
                 return other.worker
         return min(workers, key=lambda one: sum(a.worker is one for a in hosted.values()))
+
+
+def _cause(host: Capacity | None) -> str:
+    """Say why an agent's former host lost it to a successor."""
+    if host is not None and host.leaving:
+        return "drain" if host.draining else "hot"
+    return "death"
+
+
+def _able(spec: AgentSpec, living: Mapping[bytes, Capacity]) -> dict[bytes, float]:
+    """Return the full passes per second of those that can run an agent, and would."""
+    return {
+        node: one.passes_per_s
+        for node, one in living.items()
+        if one.passes_per_s > 0
+        and (node == spec.home or (one.takeover and spec.movable_to(one.files)))
+    }

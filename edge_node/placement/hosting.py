@@ -1,17 +1,14 @@
 """Say which node should host an agent.
 
 Owns the rule that every node applies to its own replica: the home node while it can, otherwise
-one successor, the same on every node whose view is the same. Views that differ for a while cost
-a second claim, and the register's order settles it. Never looks at a clock: the caller counts
-epochs.
+one successor, the same on every node whose view is the same; nodes that drain or are too hot keep
+only what nobody else can take. Views that differ for a while cost a second claim, and the
+register's order settles it. Never looks at a clock.
 """
 
 import hashlib
 import math
-from collections.abc import Mapping
-
-CLAIM_EPOCHS = 2
-"""A successor claims an agent after this many evaluations in a row said that it should."""
+from collections.abc import Mapping, Set
 
 
 def successor(agent: str, capacities: Mapping[bytes, float]) -> bytes | None:
@@ -37,23 +34,22 @@ def successor(agent: str, capacities: Mapping[bytes, float]) -> bytes | None:
 
 
 def should_host(
-    agent: str,
-    home: bytes,
-    host: bytes,
-    able: frozenset[bytes],
-    takers: Mapping[bytes, float],
+    agent: str, home: bytes, host: bytes, able: Mapping[bytes, float], leaving: Set[bytes]
 ) -> bytes | None:
-    """Return the node that should host ``agent`` now, or None if it has to wait for its home.
+    """Return the node that should host ``agent`` now, or None if it has to wait for one.
 
     Args:
         home: the node that configured the agent.
         host: who hosts it now.
-        able: ids of all living nodes with a working accelerator.
-        takers: capacities of those among them that would take this agent over and can open its
-            source; see :func:`successor`.
+        able: full passes per second of every living node that can run it and would: its home, and
+            those that take cameras over and can open its source.
+        leaving: the nodes that drain or are too hot.
     """
-    if home in able:
-        return home
-    if host in takers:
-        return host
-    return successor(agent, takers)
+    staying = {node: capacity for node, capacity in able.items() if node not in leaving}
+    for node in (home, host):
+        if node in staying:
+            return node
+    heir = successor(agent, staying)
+    if heir is not None:
+        return heir
+    return next((node for node in (host, home) if node in able), None)
