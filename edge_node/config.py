@@ -107,6 +107,12 @@ class NodeConfig:
     state_dir: Path = setting(
         fields.path(), "state", "Folder for the node's key and journal; keep it across restarts."
     )
+    zone: str = setting(
+        fields.name(optional=True),
+        "",
+        "Where the node is, for people and for placement: a frame goes to a node of the same zone "
+        "first.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,10 +167,12 @@ class ApiConfig:
 class PlacementConfig:
     """Which node does which work."""
 
-    forward: bool = setting(
-        fields.flag(),
-        True,
-        "Send a frame to a peer when this node's queue would miss its deadline.",
+    policy: str = setting(
+        fields.choice("affinity", "local", "blind", "round-robin"),
+        "affinity",
+        "Where frames run: where they are predicted to be answered in time, `local`: here only. "
+        "The others are there to be measured against: the shortest queue of three, whatever the "
+        "node can do; every node in turn.",
         live=True,
     )
     takeover: bool = setting(
@@ -182,6 +190,25 @@ class PlacementConfig:
         "Period of the tier and host decisions; a claim must survive one period.",
         live=True,
     )
+    tiers: bool = setting(
+        fields.flag(),
+        True,
+        "Evaluate tiers; without, this node treats every camera as tier 2, for comparisons.",
+        live=True,
+    )
+    thermal: Path | None = setting(
+        fields.path(optional=True),
+        "/sys/class/thermal",
+        "Folder of the kernel's thermal zones: a node too hot gives its cameras away. Empty: "
+        "never.",
+        live=True,
+    )
+    hot_c: float = setting(
+        fields.number(30, 130, "°C"),
+        85.0,
+        "Temperature at which a thermal zone is too hot that has no passive or hot trip point.",
+        live=True,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +219,18 @@ class ModelConfig:
         fields.name(), "person-detector", "Model to run when the fleet desires none yet."
     )
     variant: str = setting(fields.name(), "large", "Its variant.")
+    adapt: str = setting(
+        fields.choice("late", "price", "off"),
+        "late",
+        "When a frame may be answered at half the resolution, or by the variant `also`: where it "
+        "would be late otherwise; `price`: also where others wait for it; or never.",
+        live=True,
+    )
+    also: str = setting(
+        fields.name(optional=True),
+        "",
+        "A variant that is loaded besides the fleet's, for such answers; empty: none.",
+    )
     manifest: Path | None = setting(
         fields.path(optional=True), "", "Manifest of the models; empty means the packaged ones."
     )
@@ -240,10 +279,10 @@ class AcceleratorConfig:
         fields.integer(1, 1024, "frames"), 32, "Length at which the queue refuses more work."
     )
     cache_mb: int = setting(
-        fields.integer(16, 65_536, "MB"),
+        fields.integer(0, 65_536, "MB"),
         256,
         "Memory for what is reused of its cameras' earlier frames; when it is short, the camera "
-        "that gains least by its share goes without.",
+        "that gains least by its share goes without. 0: nothing is reused.",
     )
 
 
@@ -277,7 +316,13 @@ class CameraConfig:
         live=True,
     )
     takeover: bool = setting(
-        fields.flag(), True, "Let a peer run this camera when this node dies.", live=True
+        fields.flag(),
+        True,
+        "Let a peer run this camera when this node dies, drains or is too hot.",
+        live=True,
+    )
+    safety: bool = setting(
+        fields.flag(), False, "People's safety depends on it: tier 1 whatever it sees.", live=True
     )
 
 

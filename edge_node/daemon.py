@@ -27,21 +27,27 @@ from edge_node.api.peer import peer_app
 from edge_node.cameras.agents import Agents
 from edge_node.cameras.hosts import Hosts
 from edge_node.cameras.outputs import Outputs
+from edge_node.cameras.warm import WarmStarts
 from edge_node.config import Config, ConfigError
+from edge_node.dispatch import Dispatch
 from edge_node.fleet.addresses import AddressError, advertised, listening, resolve
 from edge_node.fleet.artifacts import Artifacts
 from edge_node.fleet.auth import Signer, Verifier
 from edge_node.fleet.directory import REVOKED, Directory, is_revoked
+from edge_node.fleet.health import Health, read_zones
 from edge_node.fleet.holdings import Holdings
 from edge_node.fleet.identity import IdentityError, load_or_create_identity, load_secret, load_token
 from edge_node.fleet.journal import Journal, JournalError
 from edge_node.fleet.keyring import FleetKeys
 from edge_node.fleet.load import Load
 from edge_node.fleet.peers import Peers
+from edge_node.fleet.planner import Planner
 from edge_node.fleet.release import Release
 from edge_node.fleet.shared import HOLDERS, PREFIX, SharedValues
+from edge_node.fleet.tiers import Tiers
 from edge_node.fleet.trust import Trust
 from edge_node.fleet.writes import Writes
+from edge_node.foresight import Foresight
 from edge_node.memory import release_unused
 from edge_node.metrics import Counters
 from edge_node.notify import Notifier
@@ -51,6 +57,7 @@ from edge_node.status import Status
 from edge_node.workers import (
     CacheHolding,
     CameraState,
+    FrameReady,
     ModelError,
     WorkerDied,
     WorkerEvent,
@@ -104,6 +111,7 @@ class Daemon:
         self.changes = Feed()
         self.detections = Feed()
         self.outputs = Outputs()
+        self.health = Health()
         self.loop_lag_s = 0.0
         self.notifier = Notifier()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -128,6 +136,8 @@ class Daemon:
             raise StartError(str(error)) from error
         self._ends.push_async_callback(self.pool.stop, DRAIN_S)
         await self.pool.start()
+        self.foresight.open(next((one.spec.provider for one in self.pool.probes if one.ok), "cpu"))
+        self._ends.callback(self.foresight.close)
         self.outputs.open(self.config.output.jsonl, self.config.output.mqtt)
         self._ends.push_async_callback(self.outputs.close)
         self._ends.push_async_callback(self.agents.close, DRAIN_S)
@@ -142,6 +152,7 @@ class Daemon:
             self._watch_address,
             self._keep_artifacts,
             self._keep_keys,
+            self.foresight.keep_trained,
         ):
             self._spawn(loop(), loop.__name__)
         self._ends.callback(self._cancel_tasks)
@@ -215,17 +226,46 @@ class Daemon:
         manifest = load_manifest(config.model.manifest)
         if manifest.name != config.model.name:
             raise ModelError(f"[model] name: the manifest holds {manifest.name}; name that one")
-        self.agents = Agents(
-            self.identity.node_id,
+        self.pool = WorkerPool(config.accelerators, self._frame_ready, self._worker_event)
+        self.release = Release(
+            manifest,
+            config.model.variant,
+            self.pool.workers,
+            lambda: self.agents.digests,
+            config.model.also,
+        )
+        self.load = Load(
+            self.store, self.gossip, self.pool, self.counters, lambda: self.release.digest
+        )
+        self.planner = Planner(self.identity.node_id, self.load, self.view)
+        self.foresight = Foresight(
+            config.node.state_dir / "affinity",
+            self.planner.provider,
+            self.release.by_digest,
+            lambda: self.health.hottest_c,
+        )
+        self.dispatch = Dispatch(
             config.node.name,
-            manifest.classes,
             self.view,
+            self.planner,
             self.peers,
+            self.pool,
             self.counters,
             self.rng,
+            self.release.quality,
+            self.foresight,
+        )
+        self.agents = Agents(
+            config.node.name,
+            manifest.classes,
+            self.dispatch.answer,
+            self.counters,
+            self._tier_of,
             self._result,
         )
-        self.pool = WorkerPool(config.accelerators, self.agents.frame_ready, self._worker_event)
+        self.warm = WarmStarts(
+            self.identity.node_id, self.agents, self.view, self.peers, self.counters
+        )
         self.hosts = Hosts(
             self.identity.node_id,
             self.store,
@@ -233,14 +273,19 @@ class Daemon:
             self._ready_workers,
             clock.now,
             self.writes.stage,
+            self.counters,
+            lambda after_s: asyncio.get_running_loop().call_later(after_s, self._reconcile.set),
         )
-        self.release = Release(
-            manifest, config.model.variant, self.pool.workers, lambda: self.agents.digests
+        self.tiers = Tiers(
+            self.identity.node_id,
+            self.store,
+            self.hosts,
+            self.agents,
+            clock.now,
+            self.writes.stage,
         )
-        self.agents.forward = config.placement.forward
-        self.load = Load(
-            self.store, self.gossip, self.pool, self.counters, lambda: self.release.digest
-        )
+        self.health.restore(self.store.owner(self.identity.node_id, "node"))
+        self._follow_settings()
         self.shared = SharedValues(
             self.identity.node_id,
             self.store,
@@ -292,7 +337,10 @@ class Daemon:
         record: Value = {
             "name": self.config.node.name,
             "version": edge_node.__version__,
+            "zone": self.config.node.zone,
             "takeover": self.config.placement.takeover,
+            "draining": self.health.draining,
+            "hot": self.health.hot,
             "files": self.config.placement.files,
             "key_epoch": self.keys.ring.current.number,
             "capacity": round(self.pool.capacity, 2),
@@ -336,6 +384,8 @@ class Daemon:
     async def _introduce(self) -> None:
         await self.writes.acquaint(bool(self.config.fleet.seeds))
         self.holdings.withdraw_former()
+        self.health.restore(self.store.owner(self.identity.node_id, "node"))
+        self._follow_settings()
         self._publish()
 
     def _gossip_event(self, event: Event) -> None:
@@ -378,7 +428,14 @@ class Daemon:
             case WorkerReady():
                 self._reconcile.set()
 
+    def _frame_ready(self, frame: FrameReady) -> None:
+        self.agents.frame_ready(frame)
+
+    def _tier_of(self, agent: str) -> int:
+        return self.tiers.tier_of(agent)
+
     def _result(self, result: dict[str, Any]) -> None:
+        self.tiers.observe(result)
         self.detections.publish(result)
         self.outputs.put(result)
 
@@ -387,6 +444,8 @@ class Daemon:
         while True:
             await self._reconcile.wait()
             self._reconcile.clear()
+            if self.health.leaving:  # its cameras may have other hosts, of whom it has to hear
+                await self.writes.acquainted.wait()
             await self.release.follow(self.store.fleet(self.release.key, clock.now()))
             digest = self.release.digest
             if not digest:
@@ -394,16 +453,60 @@ class Daemon:
             await self.hosts.reconcile(digest, self.config.placement.files)
             for name, current in self.agents.cold.items():
                 holders = self.holdings.of(name, current)
-                self._spawn(self.agents.warm_start(name, holders), f"warm start {name}")
+                self._spawn(self.warm.begin(name, holders), f"warm start {name}")
 
     async def _epochs(self) -> None:
         while True:
             await asyncio.sleep(self.config.placement.epoch_s)
-            claimed = self.hosts.claim(self.load.capacities(frozenset(self.directory.living())))
-            if claimed:
-                log.info("claiming: %s", ", ".join(claimed))
-                self.writes.commit()
-            self._reconcile.set()  # what failed is tried again
+            placement = self.config.placement
+            zones = await asyncio.to_thread(read_zones, placement.thermal)
+            if self.health.felt(zones, placement.hot_c):
+                log.warning("this node is %s", self.health.temperature)
+                self._stay_or_leave()
+            self.tiers.evaluate()
+            self._claim()
+            await self._plan()
+
+    async def _plan(self) -> None:
+        """Plan where the frames of the next epoch run."""
+        await self.planner.renew(
+            self.hosts.specs(),
+            self.hosts.host_of,
+            self.tiers.tier_of,
+            self.release.digest,
+            self.load.capacities(frozenset(self.directory.living())),
+            time.monotonic(),
+        )
+
+    def _claim(self) -> None:
+        """Claim the agents that should run here, and try again what failed."""
+        if self.writes.acquainted.is_set():  # else who seems to be gone was only not met yet
+            living = self.load.capacities(frozenset(self.directory.living()))
+            for name, cause in self.hosts.claim(living).items():
+                log.info("claiming agent %s (%s)", name, cause)
+            self.writes.commit()
+        self._reconcile.set()
+
+    def drain(self, on: bool) -> None:
+        """Give this node's agents away and take no work of others, or no longer."""
+        if on != self.health.draining:
+            log.info("this node drains" if on else "this node drains no longer")
+        self.health.draining = on
+        self._stay_or_leave()
+        self._claim()
+
+    def _stay_or_leave(self) -> None:
+        """Tell the parts and the fleet whether this node gives its agents away."""
+        self._follow_settings()
+        if self.writes.acquainted.is_set():
+            self._publish()
+
+    def _follow_settings(self) -> None:
+        placement = self.config.placement
+        self.hosts.epoch_s, self.tiers.enabled = placement.epoch_s, placement.tiers
+        self.hosts.leaving = self.load.closed = self.health.leaving
+        self.dispatch.policy = placement.policy
+        self.dispatch.adaptation.mode = self.config.model.adapt
 
     async def _keep_artifacts(self) -> None:
         """Keep the large values that this node has to keep, and only those."""
@@ -479,11 +582,12 @@ class Daemon:
             self.config,
             fleet=replace(self.config.fleet, keep_previous_key_s=fresh.fleet.keep_previous_key_s),
             placement=fresh.placement,
+            model=replace(self.config.model, adapt=fresh.model.adapt),
             output=fresh.output,
             cameras=fresh.cameras,
         )
         self.keys.look()
-        self.agents.forward = fresh.placement.forward
+        self._follow_settings()
         if outputs_changed:
             await self.outputs.close()
             self.outputs.open(fresh.output.jsonl, fresh.output.mqtt)

@@ -22,6 +22,8 @@ HELPS = {
     "forward_failed": "Frames that a peer did not answer, by reason.",
     "received": "Frames run for peers.",
     "rung": "Answers by rung of the reuse ladder.",
+    "handovers": "Agents of other hosts claimed here, by why their host changed.",
+    "duplicates": "Frames answered here after another host's claim of their agent took effect.",
     "worker_deaths": "Worker processes that died and were replaced.",
     "writes_refused": "Changes that do not fit into what a node may share.",
     "entries": "Reuse states that others offered for agents here, by what became of them.",
@@ -118,6 +120,8 @@ def _gauges(d: "Daemon", problems: int) -> list[Family]:
             "Nodes believed alive, this one included.",
         ),
         "agents_hosted": (len(d.agents.hosted), "Agents that run here."),
+        "draining": (d.health.draining, "Whether an operator wants this node empty."),
+        "hot": (d.health.hot, "Whether this node is too hot to keep its agents."),
         "degraded": (problems, "Problems that need an operator."),
     }
     return [

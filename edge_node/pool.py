@@ -69,10 +69,14 @@ class WorkerPool:
             if result.ok and result.latency_ms > 0
         )
 
-    def least_loaded(self, digest: str) -> WorkerHandle | None:
-        """Return the living worker with the shortest backlog among those that run ``digest``."""
+    def least_loaded(self, digest: str, tier: int) -> WorkerHandle | None:
+        """Return the living worker that would answer first among those that run ``digest``."""
         able = [worker for worker in self.living if digest in worker.loaded]
-        return min(able, key=lambda worker: worker.backlog_ms, default=None)
+        return min(
+            able,
+            key=lambda worker: worker.waits_ms[tier - 1] + worker.service_ms[digest],
+            default=None,
+        )
 
     @property
     def problems(self) -> list[str]:

@@ -6,17 +6,23 @@ Invariant: a field missing from a peer's record is None here, never an error.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import edge_node
 from crdt import Change, Value
 from edge_node import clock, exposition, reuse
 from edge_node.cameras.address import public_address
-from edge_node.cameras.agents import AgentSpec, HostedAgent
+from edge_node.cameras.agents import HostedAgent
+from edge_node.cameras.spec import AgentSpec
+from edge_node.decisions import KEPT, explain
+from edge_node.dispatch import SUBMITTED
 from edge_node.fleet.journal import JournalFull
+from edge_node.fleet.load import Capacity
 from edge_node.fleet.shared import PREFIX
-from edge_node.workers import ModelError, Shed
+from edge_node.fleet.tiers import TIER
+from edge_node.workers import ModelError
 
 if TYPE_CHECKING:
     from edge_node.daemon import Daemon
@@ -56,7 +62,7 @@ class Status:
                     "max_error": probe.max_error,
                     "pid": worker.pid if worker else None,
                     "alive": worker.alive if worker else False,
-                    "backlog_ms": worker.backlog_ms if worker else None,
+                    "waits_ms": worker.waits_ms if worker else None,
                 }
             )
         return {
@@ -66,6 +72,9 @@ class Status:
             "uptime_s": round(time.monotonic() - d.started.mono_s, 1),
             "boot": d.boot,
             "accelerators": accelerators,
+            "zone": d.config.node.zone,
+            "draining": d.health.draining,
+            "hot": d.health.hot,
             "degraded": self._problems(),
         }
 
@@ -83,6 +92,8 @@ class Status:
                 "fleet's clocks differ, check NTP on every node"
             )
         problems += d.hosts.problems.values()
+        if d.health.hot:
+            problems.append(f"this node is {d.health.temperature}: it gives its cameras away")
         problems += [
             f"camera {name} does not run: another node's camera has this name; rename one"
             for name in d.hosts.conflicts()
@@ -112,6 +123,9 @@ class Status:
     def peers(self) -> list[Json]:
         """List the members that this node knows, itself first."""
         d, now_s = self._daemon, time.monotonic()
+        members = d.gossip.members()
+        capacities = d.load.capacities(frozenset(member.node_id for member in members))
+        unknown = Capacity(0.0, False, "")
         return [
             {
                 "id": member.node_id,
@@ -121,10 +135,13 @@ class Status:
                 "incarnation": member.incarnation,
                 "rtt_ms": None if member.rtt_s is None else round(member.rtt_s * 1e3, 2),
                 "since_s": round(now_s - member.since_mono_s, 1),
+                "zone": (capacity := capacities.get(member.node_id, unknown)).zone,
+                "draining": capacity.draining,
+                "hot": capacity.hot,
                 "load": d.load.own() if member.state == "self" else d.load.of(member.node_id),
             }
             for member in sorted(
-                d.gossip.members(),
+                members,
                 key=lambda m: (m.state != "self", d.directory.name_of(m.node_id)),
             )
         ]
@@ -152,7 +169,7 @@ class Status:
             "host": d.directory.name_of(host),
             "here": hosted is not None,
             "source": public_address(spec.source),
-            "tier": spec.tier,
+            "tier": d.tiers.tier_of(spec.name),
             "fps": spec.fps,
             "deadline_ms": spec.deadline_ms,
             "state": state,
@@ -177,17 +194,24 @@ class Status:
 
     def tiers(self) -> list[Json]:
         """List every agent's tier and where it comes from."""
-        d = self._daemon
+        d, now_ms = self._daemon, clock.now().wall_ms
         rows = []
         for name, spec in sorted(d.hosts.specs().items()):
             hosted = d.agents.hosted.get(name)
             ended = hosted.answered + hosted.shed + hosted.lost if hosted else 0
+            standing = d.tiers.standing(spec)
+            since_ms = standing.since_ms
             rows.append(
                 {
                     "agent": name,
-                    "tier": spec.tier,
-                    "declared": spec.tier,
-                    "reason": "declared criticality",
+                    "tier": standing.tier,
+                    "declared": standing.declared,
+                    "safety": spec.safety,
+                    "override": standing.override,
+                    "reason": standing.reason,
+                    "since_s": None if since_ms is None else round((now_ms - since_ms) / 1e3, 1),
+                    "history": [asdict(change) for change in standing.history],
+                    "host": d.directory.name_of(d.hosts.host_of(spec)),
                     "deadline_ms": spec.deadline_ms,
                     "met_ratio": round(hosted.met / ended, 4) if hosted and ended else None,
                 }
@@ -207,6 +231,10 @@ class Status:
 
         variants = {file.digest: file.variant for file in d.release.manifest.variants.values()}
         return reuse.records(d.pool.living, variants, d.agents.hosted.keys(), holders)
+
+    def affinity(self) -> Json:
+        """Describe what this node has learned of what tasks take where."""
+        return self._daemon.foresight.state()
 
     def models(self) -> list[Json]:
         """List the models: what is desired, and what each living node says that it runs."""
@@ -308,6 +336,41 @@ class Status:
             raise ModelError("another node set this model at the same moment; that one counts")
         return self.models()[0]
 
+    async def set_tier(self, agent: str, tier: int | None) -> Json:
+        """Set an agent's tier for the whole fleet, None ends that; return its `tiers()` row.
+
+        Raises:
+            KeyError: there is no such agent.
+            ValueError: there is no such tier.
+            JournalFull: the change could not be made durable yet; it waits for the disk.
+        """
+        d = self._daemon
+        await d.writes.acquainted.wait()
+        register = TIER + agent
+        before = d.store.fleet_entry(register, clock.now())
+        if not d.tiers.override(agent, tier):
+            raise JournalFull(d.writes.refused[register])
+        d.writes.commit()
+        await self._shown_after(register, before)
+        return next((row for row in self.tiers() if row["agent"] == agent), {"agent": agent})
+
+    async def drain(self, on: bool) -> Json:
+        """Have this node give its agents away, or no longer; return what it still runs.
+
+        Raises:
+            JournalFull: the change could not be made durable yet; it waits for the disk.
+        """
+        d = self._daemon
+        await d.writes.acquainted.wait()
+        d.drain(on)
+
+        def published() -> bool:
+            record = d.store.owner(d.identity.node_id, "node")
+            return isinstance(record, dict) and record.get("draining") is on
+
+        await self._shown(published)
+        return {"draining": on, "hot": d.health.hot, "agents": sorted(d.agents.hosted)}
+
     async def rotate_keys(self, epoch: int, force: bool) -> Json:
         """Give the fleet a new key; see :meth:`edge_node.fleet.trust.Trust.rotate`."""
         await self._daemon.trust.rotate(epoch, force)
@@ -318,33 +381,60 @@ class Status:
         node = await self._daemon.trust.revoke(member, revoked)
         return {"id": node, "name": self._daemon.directory.name_of(node), "revoked": revoked}
 
-    async def peer_infer(self, sender: bytes, request: Mapping[str, Any]) -> Json:
-        """Run one frame of a peer's camera on the least loaded worker.
+    def why(self, agent: str, frame: int | None) -> Json:
+        """Explain where a frame ran; see :func:`edge_node.decisions.explain`.
 
         Raises:
-            Shed: it would not be in time, or this node does not run that model.
+            KeyError: nothing is known of it here.
         """
         d = self._daemon
-        digest = request["digest"]
-        worker = d.pool.least_loaded(digest)
-        if worker is None:
-            raise Shed("model not loaded")
-        deadline_s = time.monotonic() + request["budget_ms"] / 1e3
-        try:
-            inference = await worker.infer_image(
-                request["agent"], request["image"], digest, deadline_s, request["tier"]
+        record = d.dispatch.decisions.find(agent, frame)
+        if record is None:
+            which = f"{agent}/{frame}" if frame is not None else agent
+            raise KeyError(
+                f"no decision about {which} is known here: it is none of the last "
+                f"{KEPT}, or another node's; edge-node agents says which node runs an agent"
             )
-        except ModelError as error:
-            raise Shed("model failed") from error
-        d.counters.add("received")
+        own = d.config.node.name
+        return explain(record, lambda node: own if node is None else d.directory.name_of(node))
+
+    async def infer(self, variant: str, deadline_ms: float, tier: int, image: bytes) -> Json:
+        """Answer one image, here or elsewhere; see :meth:`edge_node.dispatch.Dispatch.submit`."""
+        d = self._daemon
+        digest = d.release.digest
+        if variant:
+            if variant not in d.release.manifest.variants:
+                known = ", ".join(sorted(d.release.manifest.variants))
+                raise KeyError(f"no variant {variant}; there is: {known}")
+            digest = d.release.manifest.variants[variant].digest
+        if not digest:
+            raise ModelError(d.release.error or "no model is loaded yet")
+        answer = await d.dispatch.submit(digest, tier, deadline_ms, image)
+        return {
+            "frame": f"{SUBMITTED}/{answer.frame}",
+            "node": answer.node,
+            "variant": answer.inference.variant,
+            "digest": answer.inference.digest,
+            "effort": answer.inference.effort,
+            "rung": answer.inference.rung,
+            "latency_ms": round(answer.spent_s * 1e3, 2),
+            "met": answer.spent_s * 1e3 <= deadline_ms,
+            "boxes": [d.agents.box(*box) for box in answer.inference.boxes],
+        }
+
+    async def peer_infer(self, sender: bytes, request: Mapping[str, Any]) -> Json:
+        """Answer one frame of a peer's camera; see :meth:`edge_node.dispatch.Dispatch.receive`."""
+        answered_by, inference = await self._daemon.dispatch.receive(sender, request)
         return {
             "boxes": inference.boxes,
             "digest": inference.digest,
             "variant": inference.variant,
+            "effort": inference.effort,
             "rung": inference.rung,
             "service_ms": inference.service_ms,
             "wait_ms": inference.wait_ms,
-            "backlog_ms": inference.backlog_ms,
+            "waits_ms": inference.waits_ms,
+            "node": answered_by,
         }
 
     async def peer_artifact(self, digest: str) -> bytes | None:
@@ -377,13 +467,17 @@ class Status:
         self, key: str, before: tuple[Value, int, bytes] | None
     ) -> tuple[Value, int, bytes] | None:
         """Wait until a register reads differently from `before`; return how it reads."""
-        d = self._daemon
+        store = self._daemon.store
+        await self._shown(lambda: store.fleet_entry(key, clock.now()) != before)
+        return store.fleet_entry(key, clock.now())
+
+    async def _shown(self, condition: Callable[[], bool]) -> None:
         deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
-        while (now := d.store.fleet_entry(key, clock.now())) == before:
+        while not condition():
             if time.monotonic() > deadline_s:
-                raise JournalFull(d.writes.waiting or "the change is not durable yet")
+                waiting = self._daemon.writes.waiting
+                raise JournalFull(waiting or "the change is not durable yet")
             await asyncio.sleep(0.01)
-        return now
 
     async def peer_cache(self, agent: str, digest: str) -> bytes | None:
         """Export the reuse state of ``agent``, None if no worker holds it."""

@@ -16,7 +16,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -55,8 +55,8 @@ class WorkerLink:
         self._writer = writer
         self._on_event = on_event
         self._next_id = 1
-        self._pending: dict[int, tuple[asyncio.Future[Any], float]] = {}
-        self._load: tuple[float, int, int] = (0.0, 0, 0)  # backlog, queue length, last id seen
+        self._pending: dict[int, tuple[asyncio.Future[Any], int, float]] = {}  # tier, cost
+        self._load: tuple[Sequence[float], int, int] = ((0.0,) * 3, 0, 0)  # waits, queue, last id
         self._load_at_s = time.monotonic()
         self._stderr: deque[str] = deque(maxlen=5)
         self._kill_reason = ""
@@ -120,7 +120,7 @@ class WorkerLink:
         number = self._next_id
         self._next_id += 1
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._pending[number] = (future, cost_s)
+        self._pending[number] = (future, fields.get("tier", 3), cost_s)
         try:
             self._writer.write(pack({"op": op, "id": number, **fields}))
             return await future
@@ -133,11 +133,20 @@ class WorkerLink:
             self._writer.write(pack({"op": op, **fields}))
 
     @property
-    def backlog_s(self) -> float:
-        """Return the predicted wait of a new task: as reported, aged, plus what is on its way."""
+    def waits_s(self) -> tuple[float, float, float]:
+        """Return the predicted waits of a new task by its tier 1, 2, 3.
+
+        As reported, aged, plus what is on its way.
+        """
         reported_s, _, seen = self._load
-        aged_s = max(0.0, reported_s - (time.monotonic() - self._load_at_s))
-        return aged_s + sum(cost for number, (_, cost) in self._pending.items() if number > seen)
+        gone_s = time.monotonic() - self._load_at_s
+        first, second, third = (max(0.0, wait_s - gone_s) for wait_s in reported_s)
+        for number, (_, tier, cost_s) in self._pending.items():
+            if number > seen:
+                first += cost_s * (tier == 1)
+                second += cost_s * (tier <= 2)
+                third += cost_s
+        return first, second, third
 
     @property
     def queue_length(self) -> int:
@@ -146,7 +155,7 @@ class WorkerLink:
 
     async def drained(self, limit_s: float) -> None:
         """Wait until the requests under way are answered, at most `limit_s`."""
-        if waiting := [future for future, _ in self._pending.values()]:
+        if waiting := [future for future, _, _ in self._pending.values()]:
             await asyncio.wait(waiting, timeout=limit_s)
 
     async def watch(self, heartbeat_s: float, hang_s: float) -> str:
@@ -215,7 +224,7 @@ class WorkerLink:
             elif message["event"] != "load":
                 self._on_event(message)
             return
-        future = self._pending.get(message["id"], (None, 0.0))[0]
+        future = self._pending.get(message["id"], (None, 0, 0.0))[0]
         if future is None or future.done():
             return  # whoever asked gave up
         if "shed" in message:
@@ -238,7 +247,7 @@ class WorkerLink:
         self._writer.close()
         if not self.ended.done():
             self.ended.set_result(self._kill_reason or self._exit_reason())
-        for future, _ in self._pending.values():
+        for future, _, _ in self._pending.values():
             if not future.done():
                 future.set_exception(Shed("worker died"))
 

@@ -18,9 +18,11 @@ from typing import Any
 from edge_node.worker_link import LinkEnded, WorkerLink
 from models.accelerators import AcceleratorSpec
 from models.wire import (
+    EFFORTS,
     CacheHolding,
     CameraSpec,
     CameraState,
+    Effort,
     FrameReady,
     Inference,
     Message,
@@ -37,6 +39,7 @@ __all__ = [
     "CacheHolding",
     "CameraSpec",
     "CameraState",
+    "Effort",
     "FrameReady",
     "Inference",
     "ModelError",
@@ -82,7 +85,7 @@ class WorkerHandle:
         self._models: dict[str, ModelFile] = {}
         self._cameras: dict[str, tuple[CameraSpec, str]] = {}
         self._next_frame: dict[str, int] = {}
-        self._cost_s: dict[str, float] = {}
+        self._costs_s: dict[str, dict[Effort, float]] = {}
         self._held: set[tuple[str, str]] = set()
         self._link: WorkerLink | None = None  # only while it serves
         self._draining = False
@@ -99,9 +102,13 @@ class WorkerHandle:
         return self._link is not None
 
     @property
-    def backlog_ms(self) -> float:
-        """Return the predicted wait of a new task, pacing included; no round trip."""
-        return self._link.backlog_s * 1000 if self._link else 0.0
+    def waits_ms(self) -> tuple[float, float, float]:
+        """Return the predicted waits of a new task of tier 1, 2, 3; pacing included.
+
+        No round trip.
+        """
+        first, second, third = self._link.waits_s if self._link else (0.0, 0.0, 0.0)
+        return first * 1e3, second * 1e3, third * 1e3
 
     @property
     def queue_length(self) -> int:
@@ -111,12 +118,21 @@ class WorkerHandle:
     @property
     def loaded(self) -> frozenset[str]:
         """Return the digests that can be used now; none while no worker serves."""
-        return frozenset(self._cost_s) if self._link else frozenset()
+        return frozenset(self._costs_s) if self._link else frozenset()
 
     @property
     def service_ms(self) -> dict[str, float]:
         """Return the moving average of a full pass, pacing included, by digest of `loaded`."""
-        return {digest: self._cost_s[digest] * 1000 for digest in self.loaded}
+        return {digest: self._costs_s[digest]["full"] * 1000 for digest in self.loaded}
+
+    @property
+    def costs_ms(self) -> dict[tuple[str, Effort], float]:
+        """Return what `service_ms` tells of full effort for every effort: (digest, effort)."""
+        return {
+            (digest, effort): self._costs_s[digest][effort] * 1000
+            for digest in self.loaded
+            for effort in EFFORTS
+        }
 
     @property
     def ladder_counts(self) -> Mapping[str, int]:
@@ -170,20 +186,20 @@ class WorkerHandle:
         if model.digest in self.loaded:
             return
         try:
-            cost_s = await self._load_into(link, model)
+            costs_s = await self._load_into(link, model)
         except Shed as shed:
             raise ModelError(
                 f"model {model.name}/{model.variant} was not loaded on {self.spec.name}: "
                 f"{shed.reason} meanwhile"
             ) from None
         if self._link is link:
-            self._cost_s[model.digest] = cost_s
+            self._costs_s[model.digest] = costs_s
         self._models[model.digest] = model
 
     async def unload(self, digest: str) -> None:
         """Forget a model and the cache entries made with it; unknown digests are no error."""
         self._models.pop(digest, None)
-        self._cost_s.pop(digest, None)
+        self._costs_s.pop(digest, None)
         await self._if_alive("unload", digest=digest)
 
     async def open_camera(self, spec: CameraSpec, digest: str) -> None:
@@ -214,18 +230,32 @@ class WorkerHandle:
         await self._if_alive("close", agent=agent)
 
     async def infer_frame(
-        self, agent: str, frame: int, digest: str, deadline_s: float, tier: int
+        self,
+        agent: str,
+        frame: int,
+        digest: str,
+        deadline_s: float,
+        tier: int,
+        effort: Effort = "full",
     ) -> Inference:
         """Return the answer for a kept frame, due at `deadline_s` (CLOCK_MONOTONIC).
 
-        Raises Shed with the reason when it is not done, ModelError when the model fails.
+        At half `effort` what the ladder has still answers; else a dense pass at half of the long
+        side, which the ladder does not see. Raises Shed with the reason when it is not done,
+        ModelError when the model fails.
         """
         return await self._infer(
-            "infer", agent=agent, frame=frame, digest=digest, deadline_s=deadline_s, tier=tier
+            "infer", digest, effort, agent=agent, frame=frame, deadline_s=deadline_s, tier=tier
         )
 
     async def infer_image(
-        self, agent: str, jpeg: bytes, digest: str, deadline_s: float, tier: int
+        self,
+        agent: str,
+        jpeg: bytes,
+        digest: str,
+        deadline_s: float,
+        tier: int,
+        effort: Effort = "full",
     ) -> Inference:
         """Return the answer for an encoded image of an agent's camera elsewhere.
 
@@ -233,7 +263,7 @@ class WorkerHandle:
         image cannot be decoded.
         """
         return await self._infer(
-            "image", agent=agent, image=jpeg, digest=digest, deadline_s=deadline_s, tier=tier
+            "image", digest, effort, agent=agent, image=jpeg, deadline_s=deadline_s, tier=tier
         )
 
     async def encode_frame(self, agent: str, frame: int, long_side: int) -> bytes:
@@ -269,15 +299,17 @@ class WorkerHandle:
         if self._link is not None:
             self._link.post("drop", agent=agent, frame=frame)
 
-    async def _infer(self, op: str, **message: Any) -> Inference:
+    async def _infer(self, op: str, digest: str, effort: Effort, **message: Any) -> Inference:
         if self._draining:
             raise Shed("draining")
-        digest = message["digest"]
-        value = await self._serving().request(op, cost_s=self._cost_s.get(digest, 0.0), **message)
+        cost_s = self._costs_s.get(digest, {}).get(effort, 0.0)
+        message |= {"digest": digest, "effort": effort}
+        value = await self._serving().request(op, cost_s=cost_s, **message)
         cost_s = value.pop("cost_s")
-        if digest in self._cost_s and cost_s:
-            self._cost_s[digest] = cost_s
-        return Inference(**value)
+        answer = Inference(**value)
+        if digest in self._costs_s and cost_s:
+            self._costs_s[digest][answer.effort] = cost_s
+        return answer
 
     def _serving(self) -> WorkerLink:
         if self._link is None:
@@ -333,7 +365,7 @@ class WorkerHandle:
         watching = asyncio.create_task(link.watch(self._heartbeat_s, self._hang_s))
         try:
             try:
-                self._cost_s = await self._restore(link)
+                self._costs_s = await self._restore(link)
             except Shed:
                 return await watching
             self._link = link
@@ -346,13 +378,13 @@ class WorkerHandle:
             watching.cancel()
             await link.close(LEAVE_LIMIT_S)
 
-    async def _restore(self, link: WorkerLink) -> dict[str, float]:
+    async def _restore(self, link: WorkerLink) -> dict[str, dict[Effort, float]]:
         """Tell a new process everything its predecessor knew; return the costs of its models.
 
         What is asked of this handle meanwhile counts too: at the return, without a pause between,
         the process has exactly the models and cameras that are wanted. Raises Shed when it dies.
         """
-        costs: dict[str, float] = {}
+        costs: dict[str, dict[Effort, float]] = {}
         opened: dict[str, tuple[CameraSpec, str]] = {}
         while True:
             models, cameras = list(self._models.values()), list(self._cameras.items())
@@ -375,19 +407,18 @@ class WorkerHandle:
             else:
                 return costs
 
-    async def _load_into(self, link: WorkerLink, model: ModelFile) -> float:
-        """Return the predicted cost of a pass. Raises ModelError, or Shed when the worker dies."""
+    async def _load_into(self, link: WorkerLink, model: ModelFile) -> dict[Effort, float]:
+        """Return the predicted costs in seconds. Raises ModelError; Shed when the worker dies."""
         try:
             async with asyncio.timeout(LOAD_LIMIT_S):
-                value = await link.request("load", model=fields(model))
+                costs_s: dict[Effort, float] = await link.request("load", model=fields(model))
         except TimeoutError:
             link.kill(f"hung while loading {model.name}/{model.variant}")
             raise ModelError(
                 f"model {model.name}/{model.variant} was not loaded on {self.spec.name} within "
                 f"{LOAD_LIMIT_S:g} s"
             ) from None
-        cost_s: float = value["cost_s"]
-        return cost_s
+        return costs_s
 
     def _mourn(self, reason: str) -> None:
         """Take back what depended on the dead process."""

@@ -30,7 +30,8 @@ class AcceleratorSpec:
 
     `device` is the provider's own name for it (CUDA: an index; OpenVINO: CPU, GPU, NPU), empty
     for its default. `share` is the part of one core that inference may use, 0 < share <= 1.
-    `queue` is how many tasks may wait. `cache_mb` (10^6 bytes) limits what is held to reuse.
+    `queue` is how many tasks may wait. `cache_mb` (10^6 bytes) limits what is held to reuse; with
+    0 nothing is.
     """
 
     name: str
@@ -50,9 +51,9 @@ class AcceleratorSpec:
             raise ValueError(f"accelerator {self.name}: share is {self.share}; it must be in 0..1")
         if self.queue < 1:
             raise ValueError(f"accelerator {self.name}: queue is {self.queue}; it must be >= 1")
-        if self.cache_mb < 1:
+        if self.cache_mb < 0:
             raise ValueError(
-                f"accelerator {self.name}: cache_mb is {self.cache_mb}; it must be >= 1"
+                f"accelerator {self.name}: cache_mb is {self.cache_mb}; it must be >= 0"
             )
 
 

@@ -20,7 +20,17 @@ from models.images import Canvas, Pixels, Scaler
 from models.ladder import Ladder, Outcome
 from models.queue import DeadlineQueue, Task
 from models.sessions import Session, open_warm
-from models.wire import Box, CacheHolding, Inference, ModelError, ModelFile, Rung, Shed
+from models.wire import (
+    EFFORTS,
+    Box,
+    CacheHolding,
+    Effort,
+    Inference,
+    ModelError,
+    ModelFile,
+    Rung,
+    Shed,
+)
 
 EMA_WEIGHT = 0.2
 # An estimate that sheds work shrinks a little, so that it cannot shed for ever unmeasured.
@@ -42,15 +52,20 @@ Answer = Inference | Shed | ModelError
 class View:
     """One frame as one model sees it, for all agents of its camera.
 
-    `found` is its answer: the one that it may reuse, else the one of the first pass. `is_asked`
+    `ladder` is None where nothing is reused. `found` is its answer: the one that it may reuse, else the one of the first pass. `is_asked`
     once that pass waits for its turn: what is asked later costs nothing.
     """
 
     digest: str
     canvas: Canvas
-    ladder: Ladder
+    ladder: Ladder | None
     found: tuple[list[Box], Rung] | None
     is_asked: bool = False
+
+    @property
+    def image(self) -> Pixels:
+        """Return what is on the canvas, without its padding."""
+        return self.canvas.pixels[: self.canvas.height, : self.canvas.width]
 
 
 @dataclass(eq=False)
@@ -63,11 +78,12 @@ class Job:
     view: View | None
     arrived_s: float
     reply: Callable[[Answer], None]
+    effort: Effort = "full"
 
 
 @dataclass
 class Estimate:
-    """Hold the moving averages of one model: time to the answer, and to the next start."""
+    """Hold moving averages of a model at an effort: time to the answer, and to the next start."""
 
     run_s: float
     cost_s: float
@@ -98,7 +114,7 @@ class Engine:
         self._queue: DeadlineQueue[Job] = DeadlineQueue(spec.queue)
         self._wake = threading.Condition()
         self._sessions: dict[str, Session] = {}
-        self._estimates: dict[str, Estimate] = {}
+        self._estimates: dict[tuple[str, Effort], Estimate] = {}
         self._running_since_s = 0.0  # 0 = idle
         self._passes = 1  # that what is running now counts as at most
         self._learn_s = 0.0  # moving average of what a calibration takes a frame
@@ -119,23 +135,25 @@ class Engine:
         for task in waiting:
             task.payload.reply(Shed("draining"))
 
-    def load(self, model: ModelFile) -> float:
-        """Open and warm a model in the calling thread; return its predicted cost in seconds.
+    def load(self, model: ModelFile) -> dict[Effort, float]:
+        """Open and warm a model in the calling thread; return its predicted costs in seconds.
 
         Raises ModelError; what was loaded before stays in use then.
         """
         session = open_warm(model, self.spec)
-        cost_s = max(session.warm_s, session.warm_s / self.spec.share)
         with self._wake:
             self._sessions[model.digest] = session
-            self._estimates.setdefault(model.digest, Estimate(session.warm_s, cost_s))
-            return self._estimates[model.digest].cost_s
+            for effort, warm_s in session.warm_s.items():
+                cost_s = max(warm_s, warm_s / self.spec.share)
+                self._estimates.setdefault((model.digest, effort), Estimate(warm_s, cost_s))
+        return {effort: self.cost_s(model.digest, effort) for effort in EFFORTS}
 
     def unload(self, digest: str) -> None:
-        """Forget a model, its cache entries and its estimate; unknown digests are no error."""
+        """Forget a model, its cache entries and its estimates; unknown digests are no error."""
         with self._wake:
             self._sessions.pop(digest, None)
-            self._estimates.pop(digest, None)
+            for effort in EFFORTS:
+                self._estimates.pop((digest, effort), None)
         self.cache.forget(digest=digest)
 
     def session(self, digest: str) -> Session:
@@ -154,6 +172,8 @@ class Engine:
 
         No such model, or one that does not fit, is for `look` to report.
         """
+        if not self.spec.cache_mb:
+            return
         try:
             session = self.session(digest)
             session.differential(session.check_fits(width, height))
@@ -175,6 +195,8 @@ class Engine:
         """
         session = self.session(digest)
         canvas = session.canvas(pixels, scaler)
+        if not self.spec.cache_mb:
+            return View(digest, canvas, None, None)
         ladder = self.cache.ladder(agent, session, canvas, others)
         return View(digest, canvas, ladder, ladder.look(canvas.pixels, time.monotonic()))
 
@@ -190,24 +212,27 @@ class Engine:
 
     def _push(self, job: Job, deadline_s: float, tier: int) -> list[tuple[Job, Answer]]:
         """Queue a job; return who goes unserved, and why: others, or the job itself."""
-        estimate = self._estimates.get(job.digest)
+        estimate = self._estimates.get((job.digest, job.effort))
         if self._stopping:
             return [(job, Shed("draining"))]
         if estimate is None:
             return [(job, ModelError(f"no model with digest {job.digest[:16]} is loaded"))]
-        is_free = job.view is not None and job.view.is_asked
+        view = job.view if job.effort == "full" else None  # half is no pass that others wait for
+        is_free = view is not None and view.is_asked
         run_s, cost_s = (0.0, 0.0) if is_free else (estimate.run_s, estimate.cost_s)
         task = Task(job.agent, deadline_s, tier, run_s, cost_s, job.arrived_s, job)
         try:
             victims = self._queue.push(task, time.monotonic())
         except Shed as shed:
             return [(job, shed)]
-        if job.view is not None:
-            job.view.is_asked = True
+        if view is not None:
+            view.is_asked = True
         return [(victim.payload, Shed("queue full")) for victim in victims]
 
-    def answer(self, job: Job, boxes: list[Box], rung: Rung, started_s: float) -> None:
-        """Answer a job with what is known already."""
+    def answer(
+        self, job: Job, boxes: list[Box], rung: Rung, started_s: float, effort: Effort = "full"
+    ) -> None:
+        """Answer a job with what is known already, at `effort`."""
         try:
             variant = self.session(job.digest).model.variant
         except ModelError as error:
@@ -221,19 +246,20 @@ class Engine:
                 rung,
                 service_ms=(time.monotonic() - started_s) * 1000,
                 wait_ms=max(0.0, started_s - job.arrived_s) * 1000,
-                backlog_ms=self.figures()[0] * 1000,
+                waits_ms=[wait_s * 1000 for wait_s in self.figures()[0]],
+                effort=effort,
             )
         )
 
-    def figures(self) -> tuple[float, int]:
-        """Return (predicted wait of a new task in seconds, queue length). O(queue)."""
+    def figures(self) -> tuple[list[float], int]:
+        """Return the predicted waits of a new task of tier 1, 2, 3 in seconds, and the length."""
         with self._wake:
             rest_s = max(0.0, self._busy_until_s - time.monotonic())
-            return rest_s + self._queue.waiting_s(), len(self._queue)
+            return [rest_s + wait_s for wait_s in self._queue.waits_s()], len(self._queue)
 
-    def cost_s(self, digest: str) -> float:
-        """Return the moving average of a full pass's cost, pacing included; 0 if unknown."""
-        estimate = self._estimates.get(digest)
+    def cost_s(self, digest: str, effort: Effort) -> float:
+        """Return the moving average of what a dense pass costs, pacing included; 0 if unknown."""
+        estimate = self._estimates.get((digest, effort))
         return estimate.cost_s if estimate else 0.0
 
     def running_s(self) -> float:
@@ -270,27 +296,27 @@ class Engine:
                 self.cache.expire(expired_s)
 
     def _doubt(self, task: Task[Job]) -> None:
-        estimate = self._estimates.get(task.payload.digest)
+        estimate = self._estimates.get((task.payload.digest, task.payload.effort))
         if estimate is not None and time.monotonic() < task.deadline_s:
             estimate.run_s *= SHED_DECAY
 
     def _serve(self, job: Job) -> None:
         """Run one job and then rest as long as `share` asks for."""
         started_s, started_cpu_s = time.monotonic(), time.thread_time()
-        outcome = self._infer(job)
+        outcome, effort = self._infer(job)
         wall_s = time.monotonic() - started_s
         cost_s = self._cost_s(started_s, started_cpu_s)
         self._note_load(started_s, cost_s)
         with self._wake:
             self._running_since_s = 0.0
             self._busy_until_s = started_s + cost_s
-            estimate = self._estimates.get(job.digest)
+            estimate = self._estimates.get((job.digest, effort))
             if estimate and isinstance(outcome, Outcome) and outcome.rung == "full":
                 estimate.learn(wall_s, cost_s)
         if isinstance(outcome, ModelError):
             job.reply(outcome)
         else:
-            self.answer(job, outcome.boxes, outcome.rung, started_s)
+            self.answer(job, outcome.boxes, outcome.rung, started_s, effort)
             self._learn(outcome)
             self.cache.settle(time.monotonic())
         until_s = started_s + self._cost_s(started_s, started_cpu_s)
@@ -317,19 +343,27 @@ class Engine:
         used_s = cpu_s if self.spec.provider == "cpu" else wall_s
         return max(wall_s, used_s / self.spec.share)
 
-    def _infer(self, job: Job) -> Outcome | ModelError:
-        """Climb the ladder for one job: the answer, or why there is none."""
+    def _infer(self, job: Job) -> tuple[Outcome | ModelError, Effort]:
+        """Climb the ladder for one job: the answer, or why there is none, and at which effort.
+
+        At half effort the ladder only gives what it has: its state stays that of full passes.
+        """
         try:
             session, view = self.session(job.digest), job.view
-            if view is None:  # a ladder might have to be compiled first
-                return Outcome(session.run(session.canvas(job.pixels, self._scaler)), "full")
-            if view.found is not None:
-                return Outcome(*view.found)
-            outcome = view.ladder.serve(view.canvas.pixels, time.monotonic())
+            if view is not None and view.found is not None:
+                return Outcome(*view.found), "full"
+            if view is None or job.effort == "half":  # a ladder might have to be compiled first
+                canvas = view.canvas if view else session.canvas(job.pixels, self._scaler)
+                canvas = session.halved(canvas) if job.effort == "half" else canvas
+                return Outcome(session.run(canvas), "full"), job.effort
+            if view.ladder is None:
+                outcome = Outcome(session.run(view.canvas), "full")
+            else:
+                outcome = view.ladder.serve(view.canvas.pixels, time.monotonic())
             view.found = outcome.boxes, "same"
-            return outcome
+            return outcome, "full"
         except ModelError as error:
-            return error
+            return error, job.effort
 
     def _learn(self, outcome: Outcome) -> None:
         """Let a calibration learn from a pass, rarely while others wait."""

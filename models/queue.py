@@ -1,22 +1,30 @@
-"""The bounded queue of one accelerator: earliest deadline first, fair between agents.
+"""The bounded queue of one accelerator: by tier, then earliest deadline first, fair between agents.
 
 Owns the order in which work runs and the choice of what is given up; never runs anything and
 never reads a clock (callers pass `now_s`, CLOCK_MONOTONIC seconds). Invariants: at most
 `capacity` tasks wait; while the queue is full no agent holds more than its share of it because
-others were refused; every task leaves exactly once, either popped or shed with a counted reason.
+others were refused; tier 3 gets at least `FLOOR` of the time that more critical tasks take while
+it waits; within a tier an agent that was served more than its share while others waited comes
+after them; every task leaves exactly once, either popped or shed with a counted reason.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from models.wire import Shed
 
 Payload = TypeVar("Payload")
+
+FLOOR = 0.1
+"""Least part of the others' time that tier 3 gets while it waits."""
+
+AHEAD_S = 0.1
+"""How much more than its share an agent may have been served before it comes after the others."""
 
 
 @dataclass(eq=False)
@@ -37,25 +45,86 @@ class Task(Generic[Payload]):
     waiting: bool = field(default=True, repr=False)
 
 
+class _Lane(Generic[Payload]):
+    """The waiting tasks of one tier.
+
+    Each agent's account of the time it was served is compared with the virtual time, which goes
+    forward by an equal share for each agent that waits (fair queueing; Demers, Keshav, Shenker
+    1989). An agent that comes back starts there: what it left unused is not saved up.
+    """
+
+    def __init__(self) -> None:
+        self.waiting_s = 0.0
+        self.length = 0
+        self._heaps: dict[str, list[tuple[float, int, Task[Payload]]]] = {}
+        self._virtual_s = 0.0
+        self._served_s: dict[str, float] = {}
+
+    def tasks(self) -> Iterator[Task[Payload]]:
+        """Return what waits, in no order."""
+        for heap in self._heaps.values():
+            yield from (entry[2] for entry in heap if entry[2].waiting)
+
+    def add(self, task: Task[Payload], order: int) -> None:
+        heapq.heappush(self._heaps.setdefault(task.agent, []), (task.deadline_s, order, task))
+        self.waiting_s += task.cost_s
+        self.length += 1
+
+    def head(self) -> Task[Payload] | None:
+        """Return what should run next; it stays. O(agents)."""
+        best: tuple[bool, float, int, Task[Payload]] | None = None
+        for agent in [*self._heaps]:
+            heap = self._heaps[agent]
+            while heap and not heap[0][2].waiting:
+                heapq.heappop(heap)
+            if not heap:
+                del self._heaps[agent]
+                continue
+            is_ahead = self._served_s.get(agent, 0.0) > self._virtual_s + AHEAD_S
+            if best is None or (is_ahead, *heap[0]) < best:
+                best = (is_ahead, *heap[0])
+        return best[3] if best is not None else None
+
+    def serve(self, task: Task[Payload]) -> None:
+        """Charge a task that `head` returned to its agent."""
+        began_s = max(self._virtual_s, self._served_s.get(task.agent, 0.0))
+        self._served_s[task.agent] = began_s + task.cost_s
+        self._virtual_s += task.cost_s / max(1, len(self._heaps))
+        if len(self._served_s) > 2 * len(self._heaps) + 16:
+            behind_s = self._virtual_s
+            self._served_s = {a: at_s for a, at_s in self._served_s.items() if at_s > behind_s}
+
+    def leave(self, task: Task[Payload]) -> None:
+        """Take a task out, served or not."""
+        task.waiting = False
+        self.length -= 1
+        # Sums of floats keep a rest, which an empty lane must not have.
+        self.waiting_s = max(0.0, self.waiting_s - task.cost_s) if self.length else 0.0
+        if not self.length:
+            self._heaps.clear()
+            self._served_s.clear()
+
+
 class DeadlineQueue(Generic[Payload]):
-    """Order waiting tasks by deadline and decide what is shed."""
+    """Order waiting tasks and decide what is shed."""
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
             raise ValueError(f"a queue's capacity must be at least 1, not {capacity}")
         self.capacity = capacity
         self.shed: Counter[str] = Counter()
-        self._heap: list[tuple[float, int, int, Task[Payload]]] = []
+        self._lanes: tuple[_Lane[Payload], ...] = (_Lane(), _Lane(), _Lane())
         self._held: Counter[str] = Counter()
-        self._length = 0
         self._order = 0
+        self._owed_s = 0.0  # to tier 3
 
     def __len__(self) -> int:
-        return self._length
+        return sum(lane.length for lane in self._lanes)
 
-    def waiting_s(self) -> float:
-        """Return the predicted time that everything queued takes. O(n), n <= capacity."""
-        return sum(task.cost_s for task in self._tasks())
+    def waits_s(self) -> tuple[float, float, float]:
+        """Return the predicted time that what is before a new task takes, by its tier 1, 2, 3."""
+        first, second, third = (lane.waiting_s for lane in self._lanes)
+        return first, first + second, first + second + third
 
     def held_by(self, agent: str) -> int:
         """Return how many tasks of an agent wait."""
@@ -65,13 +134,14 @@ class DeadlineQueue(Generic[Payload]):
         """Queue a task; return the tasks of others that gave way to it ("queue full").
 
         Raises Shed("deadline") when the deadline has passed, Shed("queue full") when the queue
-        is full and the agent already has its share; the queue is unchanged then. O(n).
+        is full and the agent already has its share; the queue is unchanged then. O(log n), O(n)
+        when the queue is full.
         """
         if task.deadline_s <= now_s:
             self.shed["deadline"] += 1
             raise Shed("deadline")
         victims: list[Task[Payload]] = []
-        if self._length >= self.capacity:
+        if len(self) >= self.capacity:
             victim = self._victim_for(task)
             if victim is None:
                 self.shed["queue full"] += 1
@@ -80,47 +150,53 @@ class DeadlineQueue(Generic[Payload]):
             self.shed["queue full"] += 1
             victims.append(victim)
         self._order += 1
-        heapq.heappush(self._heap, (task.deadline_s, task.tier, self._order, task))
+        self._lanes[task.tier - 1].add(task, self._order)
         self._held[task.agent] += 1
-        self._length += 1
         return victims
 
     def pop(self, now_s: float) -> tuple[Task[Payload] | None, list[Task[Payload]]]:
         """Return the next task to run and those shed on the way ("deadline").
 
-        A task that, started now, would finish after its deadline is shed. O(k log n).
+        A task that, started now, would finish after its deadline is shed. O(k (agents + log n)).
         """
         shed: list[Task[Payload]] = []
-        while self._heap:
-            task = heapq.heappop(self._heap)[3]
-            if not task.waiting:
+        while (task := self._next()) is not None:
+            if now_s + task.run_s > task.deadline_s:
+                self._leave(task)
+                self.shed["deadline"] += 1
+                shed.append(task)
                 continue
+            self._lanes[task.tier - 1].serve(task)
+            if task.tier == len(self._lanes):
+                self._owed_s = max(0.0, self._owed_s - task.cost_s)
+            elif self._lanes[-1].length:
+                self._owed_s += FLOOR * task.cost_s
             self._leave(task)
-            if now_s + task.run_s <= task.deadline_s:
-                return task, shed
-            self.shed["deadline"] += 1
-            shed.append(task)
+            return task, shed
         return None, shed
 
     def remove(self, unwanted: Callable[[Task[Payload]], bool]) -> list[Task[Payload]]:
         """Take out and return the tasks for which `unwanted` holds; the caller counts. O(n)."""
-        removed = [task for task in self._tasks() if unwanted(task)]
+        removed = [task for lane in self._lanes for task in lane.tasks() if unwanted(task)]
         for task in removed:
             self._leave(task)
         return removed
 
-    def _tasks(self) -> list[Task[Payload]]:
-        return [entry[3] for entry in self._heap if entry[3].waiting]
+    def _next(self) -> Task[Payload] | None:
+        """Return what should run next; it stays."""
+        first, second, third = self._lanes
+        last = third.head() if self._owed_s > 0.0 else None
+        if last is not None and self._owed_s >= last.cost_s:
+            return last
+        return first.head() or second.head() or third.head()
 
     def _leave(self, task: Task[Payload]) -> None:
-        task.waiting = False
-        self._length -= 1
+        self._lanes[task.tier - 1].leave(task)
         self._held[task.agent] -= 1
         if not self._held[task.agent]:
             del self._held[task.agent]
-        if len(self._heap) > 4 * self.capacity:
-            self._heap = [entry for entry in self._heap if entry[3].waiting]
-            heapq.heapify(self._heap)
+        if not self._lanes[-1].length:
+            self._owed_s = 0.0
 
     def _victim_for(self, task: Task[Payload]) -> Task[Payload] | None:
         """Choose whose task gives way: the greatest holder's last one, if it exceeds its share."""
@@ -131,5 +207,10 @@ class DeadlineQueue(Generic[Payload]):
         greatest = max(self._held.values())
         if greatest <= share:  # more agents than places: first come, first served
             return None
-        crowd = [t for t in self._tasks() if self._held[t.agent] == greatest]
-        return max(crowd, key=lambda t: (t.tier, t.deadline_s))
+        crowd = [
+            waiting
+            for lane in self._lanes
+            for waiting in lane.tasks()
+            if self._held[waiting.agent] == greatest
+        ]
+        return max(crowd, key=lambda one: (one.tier, one.deadline_s))

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import struct
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgpack
 
 MAX_MESSAGE_BYTES = 32 << 20
 HEADER = struct.Struct(">I")
+SHORT = 16  # hex digits of a digest that tell models apart in load reports and keys
 
 Message = dict[str, Any]
 Rung = Literal["full", "sparse", "gate", "same"]
+Effort = Literal["full", "half"]
+"""At half effort a model sees its canvas at half of its sides, by a dense pass."""
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
+QUALITY: dict[Effort, float] = {"full": 1.0, "half": 0.9}  # of a model that does not say
 Box = list[float]  # x0, y0, x1, y1 (0..1 of the image), score, class index
 
 
@@ -81,6 +86,21 @@ class ModelFile:
     digest: str  # sha256 of the file, hexadecimal
     spec: dict[str, Any] = field(default_factory=dict)
 
+    def quality(self, effort: Effort) -> float:
+        """Return how good the answers of an effort are, 0..1, as the release says.
+
+        Raises ModelError when it says something else.
+        """
+        given = self.spec.get("quality", {})
+        known = isinstance(given, dict) and set(given) <= set(EFFORTS)
+        value = given.get(effort, QUALITY[effort]) if known else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ModelError(
+                f"model {self.name}/{self.variant}: quality is {given!r}; it must be an object "
+                f"with numbers in 0..1 for {' and '.join(EFFORTS)}"
+            )
+        return float(value)
+
 
 @dataclass(frozen=True)
 class FrameReady:
@@ -101,7 +121,10 @@ class FrameReady:
 
 @dataclass(frozen=True)
 class Inference:
-    """Carry one answer; boxes are relative to the image, times are milliseconds of wall time."""
+    """Carry one answer; boxes are relative to the image, times are milliseconds of wall time.
+
+    `effort` is the one that answered: "full" also where half was asked for and an answer known.
+    """
 
     boxes: list[Box]
     digest: str
@@ -109,7 +132,9 @@ class Inference:
     rung: Rung
     service_ms: float
     wait_ms: float
-    backlog_ms: float
+    waits_ms: list[float]
+    """Predicted waits of a new task of tier 1, 2, 3 there; ascending."""
+    effort: Effort = "full"
 
 
 @dataclass(frozen=True)

@@ -99,11 +99,11 @@ class Worker:
     def _load(self, message: Message) -> None:
         def work() -> None:
             try:
-                cost_s = self._engine.load(ModelFile(**message["model"]))
+                costs_s = self._engine.load(ModelFile(**message["model"]))
             except ModelError as error:
                 self._refuse(message["id"], error)
             else:
-                self._reply(message["id"], {"cost_s": cost_s})
+                self._reply(message["id"], costs_s)
 
         threading.Thread(target=work, name="load", daemon=True).start()
 
@@ -154,8 +154,14 @@ class Worker:
         now_s = time.monotonic()
         agent, digest = message["agent"], message["digest"]
         frame = self._frame(message)
-        view = frame.view if frame.view is not None and frame.view.digest == digest else None
-        job = Job(agent, digest, frame.pixels, view, now_s, self._answering(message["id"]))
+        view, pixels = frame.view, frame.pixels
+        if view is not None and view.digest != digest:
+            # What one model sees, scaled already, serves another that wants no more.
+            if max(view.image.shape) >= self._engine.session(digest).long_side:
+                pixels = view.image
+            view = None
+        reply, effort = self._answering(message["id"]), message["effort"]
+        job = Job(agent, digest, pixels, view, now_s, reply, effort)
         if message["deadline_s"] <= now_s:
             raise Shed("deadline")
         if view is not None and view.found is not None:
@@ -175,7 +181,7 @@ class Worker:
                 pixels = decode_jpeg(message["image"], self._scaler)
                 view = self._engine.look(agent, digest, pixels, self._scaler)
                 reply = self._answering(message["id"])
-                job = Job(agent, digest, pixels, view, arrived_s, reply)
+                job = Job(agent, digest, pixels, view, arrived_s, reply, message["effort"])
                 if view.found is not None:
                     self._engine.answer(job, *view.found, time.monotonic())
                 else:
@@ -280,7 +286,8 @@ class Worker:
             if isinstance(answer, Inference):
                 self._reply(
                     request,
-                    dataclasses.asdict(answer) | {"cost_s": self._engine.cost_s(answer.digest)},
+                    dataclasses.asdict(answer)
+                    | {"cost_s": self._engine.cost_s(answer.digest, answer.effort)},
                 )
             else:
                 self._refuse(request, answer)
@@ -297,8 +304,7 @@ class Worker:
             self._send({"id": request, "model_error": str(error)})
 
     def _send(self, message: Message) -> None:
-        backlog_s, length = self._engine.figures()
-        message["load"] = (backlog_s, length, self._seen)
+        message["load"] = (*self._engine.figures(), self._seen)
         data = pack(message)
         with self._sending:
             try:

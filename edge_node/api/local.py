@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from edge_node.api import events
 from edge_node.api.errors import Forbidden, Handler, Unauthorized, answer_errors
 from edge_node.api.plain import to_json
 from edge_node.api.view import NodeView
+from edge_node.cameras.spec import MAX_DEADLINE_MS
 
 MAX_BODY_BYTES = 4 * 2**20
 MAX_JSON_BYTES = 256 * 2**10  # parsed on the event loop
@@ -45,6 +47,7 @@ def local_app(view: NodeView, token: str | None) -> web.Application:
         "/edge/v1/agents": view.agents,
         "/edge/v1/tiers": view.tiers,
         "/edge/v1/cache": view.cache,
+        "/edge/v1/affinity": view.affinity,
         "/edge/v1/models": view.models,
         "/edge/v1/keys": view.keys,
         "/edge/v1/state/hash": view.state_hash,
@@ -53,7 +56,13 @@ def local_app(view: NodeView, token: str | None) -> web.Application:
     }.items():
         app.router.add_get(path, _reader(read))
     app.router.add_get("/edge/v1/state", handlers.state)
+    app.router.add_get("/edge/v1/why/{agent}", handlers.why)
+    app.router.add_get("/edge/v1/why/{agent}/{frame}", handlers.why)
+    app.router.add_post("/edge/v1/infer", handlers.infer)
     app.router.add_put("/edge/v1/models/{name}", handlers.set_model)
+    app.router.add_put("/edge/v1/tiers/{agent}", handlers.set_tier)
+    app.router.add_delete("/edge/v1/tiers/{agent}", handlers.clear_tier)
+    app.router.add_put("/edge/v1/drain", handlers.drain)
     app.router.add_put("/edge/v1/keys", handlers.rotate_keys)
     app.router.add_put("/edge/v1/revoked/{member}", handlers.revoke)
     app.router.add_delete("/edge/v1/revoked/{member}", handlers.restore)
@@ -78,12 +87,54 @@ class _Handlers:
             raise ValueError(f"prefix: {len(prefix)} characters; at most {MAX_PREFIX_CHARS}")
         return _answer(self._view.state(prefix))
 
+    async def why(self, request: web.Request) -> web.Response:
+        number = request.match_info.get("frame")
+        if number is not None and not (number.isascii() and number.isdecimal()):
+            raise ValueError(f"{number} is not the number of a frame; write AGENT or AGENT/NUMBER")
+        frame = None if number is None else int(number[:18])
+        return _answer(self._view.why(request.match_info["agent"], frame))
+
+    async def infer(self, request: web.Request) -> web.Response:
+        query = request.query
+        if unknown := query.keys() - {"variant", "deadline_ms", "tier"}:
+            raise ValueError(
+                f"{', '.join(sorted(unknown))}: unknown; use variant, deadline_ms, tier"
+            )
+        deadline_ms = _number(query.get("deadline_ms", "1000"), "deadline_ms", -MAX_DEADLINE_MS)
+        tier = _number(query.get("tier", "2"), "tier", 1)
+        if tier not in (1, 2, 3) or deadline_ms > MAX_DEADLINE_MS:
+            raise ValueError(f"tier is 1, 2 or 3, and deadline_ms at most {MAX_DEADLINE_MS}")
+        # A page of somewhere else cannot send these types unasked.
+        if request.content_type not in ("image/jpeg", _BINARY):
+            raise web.HTTPUnsupportedMediaType(text="send the JPEG as image/jpeg")
+        image = await request.read()
+        if not image:
+            raise ValueError("the body is empty; send a JPEG")
+        variant = query.get("variant", "")
+        return _answer(await self._view.infer(variant, deadline_ms, int(tier), image))
+
     async def set_model(self, request: web.Request) -> web.Response:
         body = _object(await request.read())
         variant = body.get("variant")
         if not isinstance(variant, str) or body.keys() != {"variant"}:
             raise ValueError('the body must be {"variant": NAME}')
         return _answer(await self._view.set_model(request.match_info["name"], variant))
+
+    async def set_tier(self, request: web.Request) -> web.Response:
+        body = _object(await request.read())
+        tier = body.get("tier")
+        if type(tier) is not int or tier not in (1, 2, 3) or body.keys() != {"tier"}:
+            raise ValueError('the body must be {"tier": 1}, 2 or 3')
+        return _answer(await self._view.set_tier(request.match_info["agent"], tier))
+
+    async def clear_tier(self, request: web.Request) -> web.Response:
+        return _answer(await self._view.set_tier(request.match_info["agent"], None))
+
+    async def drain(self, request: web.Request) -> web.Response:
+        body = _object(await request.read())
+        if type(body.get("on")) is not bool or body.keys() != {"on"}:
+            raise ValueError('the body must be {"on": true} or {"on": false}')
+        return _answer(await self._view.drain(body["on"]))
 
     async def rotate_keys(self, request: web.Request) -> web.Response:
         body = _object(await request.read())
@@ -152,6 +203,16 @@ def _answer(value: Any, status: int = 200) -> web.Response:
         content_type="application/json",
         headers={"Cache-Control": "no-store"},
     )
+
+
+def _number(text: str, name: str, least: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is not a number") from None
+    if not math.isfinite(number) or number < least:
+        raise ValueError(f"{name}: {text} is out of range")
+    return number
 
 
 def _json(body: bytes) -> Any:

@@ -19,6 +19,7 @@ from crdt import DecodeError
 from edge_node.api.errors import Busy, Handler, answer_errors
 from edge_node.api.view import NodeView
 from edge_node.fleet.auth import CHALLENGE_HEADER, HEADER, Verifier
+from models.wire import EFFORTS
 
 MAX_BODY_BYTES = 4 * 2**20
 MAX_UNDER_WAY = 64
@@ -33,7 +34,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "agent": lambda v: isinstance(v, str) and 1 <= len(v) <= 128,
     "frame": lambda v: type(v) is int and v >= 0,
     "digest": lambda v: isinstance(v, str) and _DIGEST.fullmatch(v) is not None,
-    "budget_ms": lambda v: type(v) in (int, float) and 0 < v <= MAX_BUDGET_MS,
+    "budget_ms": lambda v: type(v) in (int, float) and v <= MAX_BUDGET_MS,
     "tier": lambda v: type(v) is int and 1 <= v <= 3,
     "image": lambda v: isinstance(v, bytes) and len(v) > 0,
 }
@@ -120,7 +121,9 @@ def decode_infer(body: bytes) -> dict[str, Any]:
     """Decode a request to run a frame: a MessagePack map, at most 4 MiB.
 
     Fields: agent (str, 1..128 characters), frame (int >= 0), digest (64 hex digits), budget_ms
-    (0..60,000), tier (1..3), image (bytes, JPEG). Unknown fields are left out. Raises DecodeError.
+    (0..60,000), tier (1..3), image (bytes, JPEG), bounced (bool: passed on already; left out: no),
+    effort (full or half; left out: full).
+    Unknown fields are left out. Raises DecodeError.
     """
     try:
         fields = msgpack.unpackb(
@@ -137,4 +140,9 @@ def decode_infer(body: bytes) -> dict[str, Any]:
             raise DecodeError(f"{name}: missing")
         if not check(fields[name]):
             raise DecodeError(f"{name}: wrong type or out of range")
-    return {name: fields[name] for name in _CHECKS}
+    bounced, effort = fields.get("bounced", False), fields.get("effort", "full")
+    if not isinstance(bounced, bool):
+        raise DecodeError("bounced: wrong type")
+    if effort not in EFFORTS:
+        raise DecodeError("effort: not one of this version")
+    return {**{name: fields[name] for name in _CHECKS}, "bounced": bounced, "effort": effort}

@@ -19,19 +19,32 @@ class NodeView(Protocol):
     """Answer what the API asks. Synchronous methods return in well under 5 ms: they read memory."""
 
     def node(self) -> Json:
-        """Describe this node: {id, name, version, uptime_s, boot, accelerators, degraded}."""
+        """Describe this node.
+
+        {id, name, version, uptime_s, boot, accelerators, zone, draining, hot, degraded}.
+        """
 
     def peers(self) -> list[Json]:
-        """List members: [{id, name, address, state, incarnation, rtt_ms, since_s, load}]."""
+        """List members.
+
+        [{id, name, address, state, incarnation, rtt_ms, since_s, zone, draining, hot, load}].
+        """
 
     def agents(self) -> list[Json]:
         """List the fleet's agents with what this node knows of their results."""
 
     def tiers(self) -> list[Json]:
-        """List agents' tiers: [{agent, tier, declared, reason, deadline_ms, met_ratio}]."""
+        """List agents' tiers.
+
+        [{agent, tier, declared, safety, override, reason, since_s, history: [{at_ms, tier,
+        reason}], host, deadline_ms, met_ratio}].
+        """
 
     def cache(self) -> list[Json]:
         """List what is reused of each camera here: `edge_node.reuse.records`."""
+
+    def affinity(self) -> Json:
+        """Describe the affinity model."""
 
     def models(self) -> list[Json]:
         """List models: [{name, desired, running, variants, error}]."""
@@ -67,6 +80,18 @@ class NodeView(Protocol):
         is unchanged then. Raises JournalFull if it could not be made durable.
         """
 
+    async def set_tier(self, agent: str, tier: int | None) -> Json:
+        """Set `agent`'s tier for the whole fleet, None ends that; return its `tiers()` row.
+
+        Raises KeyError (no such agent), ValueError (no such tier), JournalFull.
+        """
+
+    async def drain(self, on: bool) -> Json:
+        """Have this node give its agents away, or no longer: {draining, hot, agents: [name]}.
+
+        Raises JournalFull.
+        """
+
     async def rotate_keys(self, epoch: int, force: bool) -> Json:
         """Give the fleet a new key under `epoch`, the next number; return `keys()`.
 
@@ -79,11 +104,21 @@ class NodeView(Protocol):
         Raises KeyError, ValueError (several are meant), TrustError (this node), JournalFull.
         """
 
+    def why(self, agent: str, frame: int | None) -> Json:
+        """Explain where a frame ran (None: the agent's newest). Raises KeyError."""
+
+    async def infer(self, variant: str, deadline_ms: float, tier: int, image: bytes) -> Json:
+        """Answer one JPEG, here or elsewhere, with a variant ("": the fleet's).
+
+        Raises BudgetSpent, KeyError (nobody has it), Shed, ModelError.
+        """
+
     async def peer_infer(self, sender: bytes, request: Json) -> Json:
         """Run a frame for the node `sender` (16 bytes).
 
-        `request` is what `peer.decode_infer` checked. Returns {boxes, digest, variant, rung,
-        service_ms, wait_ms, backlog_ms}. Raises Shed.
+        `request` is what `peer.decode_infer` checked. Returns {boxes, digest, variant, effort,
+        rung, service_ms, wait_ms, waits_ms, node (who answered, b"": this one)}. Raises
+        BudgetSpent, Shed, ModelError.
         """
 
     async def peer_cache(self, agent: str, digest: str) -> bytes | None:

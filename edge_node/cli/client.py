@@ -54,6 +54,10 @@ class Client:
         """Return the JSON that PUT of a JSON body answers."""
         return self._json("PUT", path, body)
 
+    def post(self, path: str, body: Any) -> Any:
+        """Return the JSON that POST of a JSON body, or of bytes, answers."""
+        return self._json("POST", path, body)
+
     def delete(self, path: str) -> Any:
         """Return the JSON that DELETE answers."""
         return self._json("DELETE", path, None)

@@ -61,6 +61,7 @@ def _levels(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Iterator[
             options += [(option, action.help or "") for option in action.option_strings]
         elif action.choices:
             verbs = [(str(choice), "") for choice in action.choices]
+    verbs += [(word, "") for word in parser.get_default("completions") or ()]
     yield Level(path, verbs, options)
     for name, subparser in below.items():
         yield from _levels(subparser, (*path, name))

@@ -1,4 +1,4 @@
-"""Show the fleet as this node sees it: `peers`, `agents`, `tiers`."""
+"""Show the fleet as this node sees it, and empty a node: `peers`, `agents`, `drain`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from edge_node.cli.client import Client, add_client_arguments
-from edge_node.cli.tables import print_json, print_table, short_id, span
+from edge_node.cli.tables import cell, print_json, print_table, short_id, span
 
 Verbs = Any  # argparse's type for add_subparsers() is private
 
@@ -16,11 +16,15 @@ def add_verbs(verbs: Verbs) -> None:
     for name, help_text, verb in (
         ("peers", "list the fleet's nodes", peers),
         ("agents", "list the fleet's cameras: host, tier, latency, deadlines", agents),
-        ("tiers", "list each agent's tier and why it has it", tiers),
     ):
         parser = verbs.add_parser(name, help=help_text, description=f"{help_text.capitalize()}.")
         add_client_arguments(parser)
         parser.set_defaults(verb=verb)
+    about = "give this node's cameras to the others, and take no work of theirs"
+    parser = verbs.add_parser("drain", help=about, description=f"{about.capitalize()}.")
+    parser.add_argument("--undo", action="store_true", help="keep and take cameras again")
+    add_client_arguments(parser)
+    parser.set_defaults(verb=drain)
 
 
 def peers(parsed: argparse.Namespace) -> int:
@@ -37,16 +41,22 @@ def peers(parsed: argparse.Namespace) -> int:
                 peer["name"],
                 short_id(peer["id"]),
                 peer["address"],
-                peer["state"],
+                _state(peer),
                 peer["rtt_ms"],
                 span(peer["since_s"]),
                 load.get("queue"),
-                load.get("backlog_ms"),
+                (load.get("waits_ms") or [None])[-1],
             ]
         )
-    header = ("NODE", "ID", "ADDRESS", "STATE", "RTT ms", "SINCE", "QUEUE", "BACKLOG ms")
+    header = ("NODE", "ID", "ADDRESS", "STATE", "RTT ms", "SINCE", "QUEUE", "WAIT ms")
     print_table(header, rows, empty="No nodes.")
     return 0
+
+
+def _state(peer: dict[str, Any]) -> str:
+    """Show whether a node is there, and why it gives its cameras away."""
+    reasons = [reason for reason in ("draining", "hot") if peer.get(reason)]
+    return ", ".join([peer["state"], *reasons])
 
 
 def agents(parsed: argparse.Namespace) -> int:
@@ -79,25 +89,18 @@ def agents(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def tiers(parsed: argparse.Namespace) -> int:
-    """Print one row per agent: its tier, the declared one, and the reason."""
-    answer = Client(parsed).get("/edge/v1/tiers")
+def drain(parsed: argparse.Namespace) -> int:
+    """Have the node give its cameras away, or keep and take some again."""
+    answer = Client(parsed).put("/edge/v1/drain", {"on": not parsed.undo})
     if parsed.json:
         print_json(answer)
-        return 0
-    rows = [
-        [
-            one["agent"],
-            one["tier"],
-            one["declared"],
-            one["deadline_ms"],
-            None if one["met_ratio"] is None else f"{100 * one['met_ratio']:.0f} %",
-            one["reason"],
-        ]
-        for one in answer
-    ]
-    header = ("AGENT", "TIER", "DECLARED", "DEADLINE ms", "MET", "REASON")
-    print_table(header, rows, empty="No agents; add a [[camera]] to a node's configuration.")
+    elif not answer["draining"]:
+        hot = " It is too hot, and gives its cameras away until it has cooled." * answer["hot"]
+        print(f"This node drains no longer: its own cameras come back to it.{hot}")
+    else:
+        runs = cell(", ".join(answer["agents"]))
+        print(f"This node drains, also after a restart. It still runs: {runs}")
+        print("See them go with: edge-node agents. Undo with: edge-node drain --undo")
     return 0
 
 

@@ -15,7 +15,19 @@ import sys
 from collections.abc import Sequence
 
 from edge_node import __version__
-from edge_node.cli import cache, completion, fleet, host, init, models, state, trust
+from edge_node.cli import (
+    affinity,
+    cache,
+    completion,
+    fleet,
+    frames,
+    host,
+    init,
+    models,
+    state,
+    tiers,
+    trust,
+)
 from edge_node.cli.outcome import FAILED, USAGE, CliError
 
 
@@ -31,7 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     host.add_verbs(verbs)
     init.add_verbs(verbs)
     fleet.add_verbs(verbs)
+    tiers.add_verbs(verbs)
     cache.add_verbs(verbs)
+    affinity.add_verbs(verbs)
+    frames.add_verbs(verbs)
     state.add_verbs(verbs)
     trust.add_verbs(verbs)
     models.add_verbs(verbs)

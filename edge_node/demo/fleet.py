@@ -54,7 +54,7 @@ class Plan:
     name: str
     share: float
     cameras: tuple[Camera, ...]
-    forward: bool = True
+    policy: str = "affinity"
 
 
 class Node:
@@ -136,10 +136,10 @@ class Fleet:
             )
         node.killed = False
 
-    def set_forward(self, name: str, forward: bool) -> None:
+    def set_policy(self, name: str, policy: str) -> None:
         """Rewrite the node's configuration and have the daemon read it again (SIGHUP)."""
         node = self.nodes[name]
-        node.plan = replace(node.plan, forward=forward)
+        node.plan = replace(node.plan, policy=policy)
         self._configure(node)
         assert node.process is not None
         node.process.send_signal(signal.SIGHUP)
@@ -217,12 +217,13 @@ def config_text(node: Node, seeds: Sequence[str]) -> str:
         "[api]",
         f'bind = "127.0.0.1:{node.api_port}"',
         "[placement]",
-        f"forward = {_toml(plan.forward)}",
+        f"policy = {_toml(plan.policy)}",
         f"epoch_s = {EPOCH_S}",
         f"files = {_toml(str(cache_folder()))}",
         "[model]",
         f"name = {_toml(MODEL)}",
         'variant = "large"',
+        'adapt = "off"',
         "[[accelerator]]",
         'provider = "cpu"',
         f"share = {plan.share}",

@@ -41,7 +41,7 @@ def plan(sources: Sequence[str], pass_s: float, cores: int) -> list[Plan]:
     own = tuple(cameras[:3])
     roomy = _share(ROOM * fps, pass_s)
     return [
-        Plan(OVERLOADED, _share(len(own) * fps / OVERLOAD, pass_s), own, forward=False),
+        Plan(OVERLOADED, _share(len(own) * fps / OVERLOAD, pass_s), own, policy="local"),
         Plan(DOOMED, roomy, (cameras[3],)),
         Plan(THIRD, roomy, (quiet,)),
     ]

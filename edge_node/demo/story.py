@@ -193,8 +193,8 @@ class Story:
         self.view.chapter = f"{OVERLOADED} is overloaded and alone (forwarding is off)"
         await self._rest(SETTLE_S)
         measured.off = await self._window(own)
-        self.fleet.set_forward(OVERLOADED, True)
-        self.view.event("demo", f"sets [placement] forward = true on {OVERLOADED}, and SIGHUP")
+        self.fleet.set_policy(OVERLOADED, "affinity")
+        self.view.event("demo", f'sets [placement] policy = "affinity" on {OVERLOADED}, and SIGHUP')
         self.view.chapter = f"{OVERLOADED} is overloaded and forwards to its peers"
         await self._rest(SETTLE_S)
         measured.on = await self._window(own)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from crdt import Store
 from edge_node import clock
-from edge_node.cameras.agents import SHORT
 from edge_node.placement.fetch import Holder
 from edge_node.workers import CacheHolding
+from models.wire import SHORT
 
 
 class Holdings:

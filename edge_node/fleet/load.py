@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from crdt import Instant, Store, Value
-from edge_node.cameras.agents import SHORT
 from edge_node.metrics import Counters
-from edge_node.placement.view import FleetView
+from edge_node.placement.view import IDLE, FleetView, Waits
 from edge_node.pool import WorkerPool
 from gossip import GossipNode
+from models.wire import SHORT
+
+MAX_MS = 1e9
 
 MAX_DIGESTS = 8
 """Models in a report, so that it always fits beside a probe."""
@@ -27,6 +29,19 @@ class Capacity:
     takeover: bool
     files: str
     """Folder under which it opens other nodes' files; empty: none."""
+    draining: bool = False
+    """An operator wants it empty."""
+    hot: bool = False
+    """It is too hot."""
+    zone: str = ""
+    """Its place, by the operator's choice."""
+    providers: tuple[str, ...] = ()
+    """Of its working accelerators."""
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it gives its agents away and takes no work of others."""
+        return self.draining or self.hot
 
 
 class Load:
@@ -47,19 +62,21 @@ class Load:
         self._counters = counters
         self._digest = digest
         self._number = 0
+        self.closed = False
+        """Whether peers are to send nothing here: the report then names no model."""
 
     def own(self) -> dict[str, Value]:
         """Return what peers need to know to place frames here: the quickest worker's times."""
         current, count = self._digest(), self._counters.get
         worker = min(
             self._pool.living,
-            key=lambda w: (current not in w.loaded, w.backlog_ms + w.service_ms.get(current, 0.0)),
+            key=lambda w: (current not in w.loaded, w.waits_ms[1] + w.service_ms.get(current, 0.0)),
             default=None,
         )
-        times = worker.service_ms if worker else {}
+        times = worker.service_ms if worker and not self.closed else {}
         known = sorted(times.items(), key=lambda item: item[0] != current)
         return {
-            "backlog_ms": round(worker.backlog_ms, 1) if worker else 0.0,
+            "waits_ms": [round(ms, 1) for ms in worker.waits_ms] if worker else list(IDLE),
             "service_ms": {d[:SHORT]: round(ms, 1) for d, ms in known[:MAX_DIGESTS]},
             "queue": worker.queue_length if worker else 0,
             "running": current[:SHORT],
@@ -81,13 +98,12 @@ class Load:
             load = self.of(member.node_id) if member.state == "alive" else None
             if load is None:
                 continue
-            service_ms, backlog_ms = load.get("service_ms"), load.get("backlog_ms")
-            if isinstance(service_ms, dict) and isinstance(backlog_ms, int | float):
-                known = {k: float(v) for k, v in service_ms.items() if isinstance(v, int | float)}
+            waits_ms, service_ms = waits_of(load.get("waits_ms")), times_of(load.get("service_ms"))
+            if waits_ms is not None:
                 number = (member.incarnation, load.get("n"))
                 network_ms = (member.rtt_s or 0.0) * 1e3
                 view.heard_load(
-                    member.node_id, number, float(backlog_ms), known, network_ms, now.mono_s
+                    member.node_id, number, waits_ms, service_ms, network_ms, now.mono_s
                 )
 
     def capacities(self, living: frozenset[bytes]) -> dict[bytes, Capacity]:
@@ -99,10 +115,40 @@ class Load:
         return found
 
 
+def waits_of(value: object) -> Waits | None:
+    """Read what a peer says of its waits; None unless they are three finite numbers."""
+    if not isinstance(value, list | tuple) or len(value) != len(IDLE):
+        return None
+    if not all(_is_time(one) for one in value):
+        return None
+    first, second, third = map(float, value)
+    return first, second, third
+
+
+def times_of(value: object) -> dict[str, float]:
+    """Read what a peer says of its service times by kind; what is none is left out."""
+    known = value.items() if isinstance(value, dict) else ()
+    return {kind: float(ms) for kind, ms in known if isinstance(kind, str) and _is_time(ms)}
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= MAX_MS
+
+
 def _capacity(record: Mapping[str, object]) -> Capacity:
     passes_per_s, files = record.get("capacity"), record.get("files")
+    zone = record.get("zone")
     return Capacity(
         passes_per_s=float(passes_per_s) if isinstance(passes_per_s, int | float) else 0.0,
         takeover=record.get("takeover") is True,
         files=files if isinstance(files, str) else "",
+        draining=record.get("draining") is True,
+        hot=record.get("hot") is True,
+        zone=zone if isinstance(zone, str) else "",
+        providers=_providers(record.get("accelerators")),
     )
+
+
+def _providers(accelerators: object) -> tuple[str, ...]:
+    listed = accelerators if isinstance(accelerators, list) else ()
+    return tuple(str(one.get("provider")) for one in listed if isinstance(one, dict))

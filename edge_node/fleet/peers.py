@@ -16,10 +16,11 @@ import msgpack
 from yarl import URL
 
 from edge_node.fleet.auth import CHALLENGE_HEADER, HEADER, Signer
+from edge_node.fleet.load import waits_of
 from edge_node.placement.fetch import PRIOR_BPS
 from edge_node.workers import Inference
 from gossip import Address
-from models.wire import Rung
+from models.wire import EFFORTS, Effort, Rung
 
 MAX_REPLY_BYTES = 4 * 2**20
 MEASURED_BYTES = 2**16  # shorter replies say nothing about bandwidth
@@ -60,8 +61,12 @@ class Peers:
         if self._session is not None:
             await self._session.close()
 
-    async def infer(self, node: bytes, request: Mapping[str, Any], timeout_s: float) -> Inference:
-        """Have ``node`` run one frame; ``request`` as docs/protocol.md lists it.
+    async def infer(
+        self, node: bytes, request: Mapping[str, Any], timeout_s: float
+    ) -> tuple[bytes, Inference]:
+        """Have ``node`` answer one frame; ``request`` as docs/protocol.md lists it.
+
+        Returns who answered it, for ``node`` may have passed it on, and the answer.
 
         Raises:
             PeerError: no answer in ``timeout_s``, a refusal, or an answer that is no inference.
@@ -71,14 +76,18 @@ class Peers:
         assert reply is not None
         try:
             fields = msgpack.unpackb(reply)
-            return Inference(
+            answered_by = fields.get("node", b"")
+            if not isinstance(answered_by, bytes):
+                raise ValueError("node: not bytes")
+            return answered_by or node, Inference(
                 boxes=[_box(box) for box in fields["boxes"]],
                 digest=str(fields["digest"]),
                 variant=str(fields["variant"]),
+                effort=_effort(fields["effort"]),
                 rung=RUNGS[fields["rung"]],
                 service_ms=float(fields["service_ms"]),
                 wait_ms=float(fields["wait_ms"]),
-                backlog_ms=float(fields["backlog_ms"]),
+                waits_ms=_waits(fields["waits_ms"]),
             )
         except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
             raise PeerError("malformed reply", silent=False) from error
@@ -151,6 +160,20 @@ class Peers:
             now_s = max(1e-6, spent_s) / (size_bytes * 8)
             old_s = self._bit_s.get(node, now_s)
             self._bit_s[node] = old_s + BANDWIDTH_GAIN * (now_s - old_s)
+
+
+def _effort(value: object) -> Effort:
+    found = next((effort for effort in EFFORTS if effort == value), None)
+    if found is None:
+        raise ValueError("not an effort")
+    return found
+
+
+def _waits(value: object) -> list[float]:
+    waits_ms = waits_of(value)
+    if waits_ms is None:
+        raise ValueError("not three waits")
+    return list(waits_ms)
 
 
 def _box(box: list[float]) -> list[float]:

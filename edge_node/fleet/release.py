@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edge_node.workers import ModelError, ModelFile, WorkerHandle
+from edge_node.workers import Effort, ModelError, ModelFile, WorkerHandle
 from models.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,11 @@ class Release:
         variant: str,
         workers: Sequence[WorkerHandle],
         in_use: Callable[[], set[str]],
+        also: str = "",
     ) -> None:
         """Start from ``variant`` of ``manifest``; ``in_use`` tells the digests that agents run.
+
+        ``also`` names a variant that is loaded besides, if that can be done.
 
         Raises:
             ModelError: the manifest has no such variant.
@@ -43,6 +46,7 @@ class Release:
         self._lock = asyncio.Lock()
         self._unloads: dict[str, asyncio.Task[None]] = {}
         self._default = self.file(variant)
+        self._also = self.file(also) if also else None
 
     @property
     def key(self) -> str:
@@ -122,9 +126,29 @@ class Release:
                 problem = problem or str(error)
             else:
                 self._switch(file)
+                problem = problem or await self._load_also()
             if problem and problem != self.error:
                 log.error("model: %s", problem)
             self.error = problem
+
+    async def _load_also(self) -> str:
+        """Load the variant that is wanted besides; return what keeps it from being loaded."""
+        if self._also is not None:
+            try:
+                await self.load(self._also)
+            except ModelError as error:
+                return f"[model] also: {error}"
+        return ""
+
+    def by_digest(self, digest: str) -> ModelFile | None:
+        """Return the manifest's file of a digest, None if it is none of ours."""
+        files = self.manifest.variants.values()
+        return next((file for file in files if file.digest == digest), None)
+
+    def quality(self, digest: str, effort: Effort) -> float:
+        """Return how good the answers of a model at an effort are; 0 if it is none of ours."""
+        file = self.by_digest(digest)
+        return file.quality(effort) if file is not None else 0.0
 
     def _fallback(self, register: object) -> ModelFile:
         variant = register.get("variant") if isinstance(register, dict) else None
@@ -146,6 +170,8 @@ class Release:
             if digest not in self._in_use():
                 break
         del self._unloads[digest]
+        if self._also is not None and digest == self._also.digest:
+            return
         await asyncio.gather(*(worker.unload(digest) for worker in self._workers))
 
     def describe(self, register: object) -> dict[str, Any]:

@@ -1,15 +1,22 @@
 """What this node believes of the others' load.
 
-Owns one estimate per peer, corrected by what this node itself sent since, by the backlog that
-rides on every reply, and by time (a backlog drains). Never asks anybody: the caller passes what
-it heard and when. Invariant: an estimate is never negative, and a peer that owes an answer is
-never offered before its silence has run out.
+Owns one estimate per peer, corrected by what this node itself sent since, by what rides on every
+reply, and by time (a backlog drains). Never asks anybody: the caller passes what it heard and
+when. Invariants: an estimate is never negative; a peer that owes an answer is never offered before
+its silence has run out; a peer that answers later than it made believe is doubted at once and
+trusted again slowly, whatever it says of itself.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edge_node.placement.fetch import PRIOR_RTT_S
+
+Waits = tuple[float, float, float]
+"""Predicted wait at a node, in ms, of a new task of tier 1, 2 and 3; ascending."""
+
+IDLE: Waits = (0.0, 0.0, 0.0)
 
 SILENCE_MIN_S = 1.0
 SILENCE_MAX_S = 30.0
@@ -20,8 +27,33 @@ Its load reports do not end it: gossip may get through where requests do not."""
 STALE_AFTER_S = 10.0
 """Load older than this says nothing about now."""
 
+DRAIN = 0.5
+"""Share of the time that passes by which a backlog shrinks: new work comes in meanwhile."""
+
 NETWORK_GAIN = 0.2
 """Weight of the newest sample in the moving average of a peer's forwarding cost."""
+
+MARGIN_MS = 25.0
+"""Added to predicted and actual times before they are compared: a few ms of noise are no lie."""
+
+TOLERANCE = 0.8
+"""Mean excess of answers' times over the predicted, as a logarithm, that is no reason for doubt.
+
+Single answers say little: more critical work that came first makes an honest peer many times late
+now and then. In the overloaded city of simnet 98 % of the means of honest peers are within this."""
+
+LATE_GAIN, EARLY_GAIN = 0.2, 0.05
+"""Weights of the newest answer in that mean: trust is lost faster than won."""
+
+SEVERITY = 2.0
+"""By what the excess beyond that counts, so that a peer that lies loses its traffic."""
+
+REFUSAL = 0.5
+"""What a refusal of what should have been in time adds."""
+
+DOUBT_MAX = 3.0
+DOUBT_HALF_LIFE_S = 30.0
+"""Doubt ends with time alone: a peer that had been caught could be good for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +61,22 @@ class Option:
     """One place a frame could run: ``node`` is None here, a peer's id elsewhere. Times in ms."""
 
     node: bytes | None
-    backlog_ms: float
+    wait_ms: float
     service_ms: float
     network_ms: float = 0.0
 
     @property
     def finish_ms(self) -> float:
         """Predicted time from now until the answer is back."""
-        return self.network_ms + self.backlog_ms + self.service_ms
+        return self.network_ms + self.wait_ms + self.service_ms
 
 
 @dataclass(slots=True)
 class PeerEstimate:
-    """One peer: backlog in ms as of ``at_s``, service time in ms by model digest."""
+    """One peer: waits in ms as of ``at_s``, service time in ms by kind of task."""
 
     number: object = None
-    backlog_ms: float = 0.0
+    waits_ms: Waits = IDLE
     service_ms: Mapping[str, float] = field(default_factory=dict)
     network_ms: float = 0.0
     heard_s: float = 0.0
@@ -52,15 +84,45 @@ class PeerEstimate:
     answered: bool = False
     silence_s: float = 0.0
     silent_until_s: float = 0.0
+    lateness: float = 0.0
+    """Mean logarithm of answers' times over the predicted, as of ``late_s``."""
+    late_s: float = 0.0
 
-    def backlog_at(self, now_s: float) -> float:
-        """Return what is left of the backlog, in ms."""
-        return max(0.0, self.backlog_ms - (now_s - self.at_s) * 1e3)
+    def wait_ms(self, tier: int, now_s: float) -> float:
+        """Return what is left of the wait of a tier."""
+        return max(0.0, self.waits_ms[tier - 1] - DRAIN * (now_s - self.at_s) * 1e3)
+
+    def slowness(self, now_s: float) -> float:
+        """Return by how much longer than it says things take there: 1 for an honest peer."""
+        if self.lateness <= TOLERANCE:
+            return 1.0
+        return math.exp(SEVERITY * self._doubt(now_s))
+
+    def was_late(self, excess: float, now_s: float) -> None:
+        """Take how late an answer was, as a logarithm; below 0 if it was early."""
+        doubt = self._doubt(now_s)
+        lateness = TOLERANCE + doubt if doubt else min(TOLERANCE, self.lateness)
+        if excess > lateness:
+            lateness += LATE_GAIN * (excess - lateness)
+        elif not doubt:
+            lateness += EARLY_GAIN * (excess - lateness)
+        self._set(lateness, now_s)
+
+    def refused(self, now_s: float) -> None:
+        """Take a refusal."""
+        self._set(TOLERANCE + self._doubt(now_s) + REFUSAL, now_s)
+
+    def _doubt(self, now_s: float) -> float:
+        doubt = max(0.0, self.lateness - TOLERANCE)
+        return doubt * 0.5 ** ((now_s - self.late_s) / DOUBT_HALF_LIFE_S) if doubt else 0.0
+
+    def _set(self, lateness: float, now_s: float) -> None:
+        self.lateness, self.late_s = min(TOLERANCE + DOUBT_MAX / SEVERITY, lateness), now_s
 
 
 @dataclass(slots=True)
 class FleetView:
-    """Estimates of all peers; every method is O(1) in the number of peers but :meth:`options`."""
+    """Estimates of all peers; every method is O(1) in the number of peers."""
 
     peers: dict[bytes, PeerEstimate] = field(default_factory=dict)
 
@@ -68,7 +130,7 @@ class FleetView:
         self,
         node: bytes,
         number: object,
-        backlog_ms: float,
+        waits_ms: Waits,
         service_ms: Mapping[str, float],
         network_ms: float,
         now_s: float,
@@ -83,25 +145,54 @@ class FleetView:
         if peer.number == number:
             return
         peer.number, peer.service_ms = number, service_ms
-        peer.backlog_ms, peer.heard_s, peer.at_s = max(0.0, backlog_ms), now_s, now_s
+        peer.waits_ms, peer.heard_s, peer.at_s = waits_ms, now_s, now_s
         if not peer.answered:
             peer.network_ms = network_ms
 
-    def heard_reply(self, node: bytes, backlog_ms: float, network_ms: float, now_s: float) -> None:
-        """Take the backlog that rode on a reply, and what the way there and back took."""
+    def heard_reply(
+        self,
+        node: bytes,
+        waits_ms: Waits,
+        network_ms: float,
+        predicted_ms: float,
+        actual_ms: float,
+        now_s: float,
+    ) -> None:
+        """Take what rode on a reply and what the way there and back took.
+
+        Args:
+            predicted_ms: the finish of the option that was taken.
+            actual_ms: when the answer came, from the sending on.
+        """
         peer = self.peers.get(node)
         if peer is None:
             return
         gain = NETWORK_GAIN if peer.answered else 1.0
         peer.network_ms = max(0.0, peer.network_ms + gain * (network_ms - peer.network_ms))
         peer.answered, peer.silence_s, peer.silent_until_s = True, 0.0, 0.0
-        peer.backlog_ms, peer.heard_s, peer.at_s = max(0.0, backlog_ms), now_s, now_s
+        peer.waits_ms, peer.heard_s, peer.at_s = waits_ms, now_s, now_s
+        if predicted_ms > 0.0:
+            # The prediction has its slowness in it: a doubted peer is not cured by being doubted.
+            ratio = (MARGIN_MS + actual_ms) / (MARGIN_MS + predicted_ms)
+            peer.was_late(math.log(ratio * peer.slowness(now_s)), now_s)
 
-    def sent(self, node: bytes, digest: str, now_s: float) -> None:
-        """Count a frame just forwarded as backlog of the peer until it is heard again."""
+    def refused(self, node: bytes, now_s: float) -> None:
+        """Take a refusal: the peer does not do what it makes believe."""
         peer = self.peers.get(node)
         if peer is not None:
-            peer.backlog_ms = peer.backlog_at(now_s) + peer.service_ms.get(digest, 0.0)
+            peer.refused(now_s)
+
+    def sent(self, node: bytes, kind: str, tier: int, now_s: float) -> None:
+        """Count a task just forwarded as wait of those behind it, until the peer is heard again."""
+        peer = self.peers.get(node)
+        if peer is not None:
+            more_ms = peer.service_ms.get(kind, 0.0)
+            first, second, third = (peer.wait_ms(one, now_s) for one in (1, 2, 3))
+            peer.waits_ms = (
+                first + more_ms if tier == 1 else first,
+                second + more_ms if tier <= 2 else second,
+                third + more_ms,
+            )
             peer.at_s = now_s
 
     def unanswered(self, node: bytes, now_s: float) -> None:
@@ -120,12 +211,17 @@ class FleetView:
         peer = self.peers.get(node)
         return peer.network_ms / 1e3 if peer is not None else PRIOR_RTT_S
 
-    def options(self, digest: str, now_s: float) -> list[Option]:
-        """List the peers that run the model ``digest`` and were heard lately, in id order."""
-        return [
-            Option(node, peer.backlog_at(now_s), peer.service_ms[digest], peer.network_ms)
-            for node, peer in sorted(self.peers.items())
-            if digest in peer.service_ms
-            and now_s >= peer.silent_until_s
-            and now_s - peer.heard_s <= STALE_AFTER_S
-        ]
+    def option(self, node: bytes, kind: str, tier: int, now_s: float) -> Option | None:
+        """Return a peer as a place for a task, None unless it does the kind and was heard lately.
+
+        Its own times are multiplied by its slowness.
+        """
+        peer = self.peers.get(node)
+        if peer is None or now_s < peer.silent_until_s or now_s - peer.heard_s > STALE_AFTER_S:
+            return None
+        service_ms = peer.service_ms.get(kind)
+        if service_ms is None:
+            return None
+        slowness = peer.slowness(now_s)
+        wait_ms = peer.wait_ms(tier, now_s)
+        return Option(node, slowness * wait_ms, slowness * service_ms, peer.network_ms)

@@ -43,7 +43,8 @@ def overload(folder: Path) -> list[Figure]:
     a = Node(folder, "load-a")
     b, c = Node(folder, "load-b", seeds=[a]), Node(folder, "load-c", seeds=[a])
     nodes = [a, b, c]
-    a.sections["placement"] = "forward = false"
+    a.sections["placement"] = "policy = 'local'"
+    a.sections["model"] = "adapt = 'off'"
     a.camera("busy", str(busy_clip(folder / "busy.mp4")), fps=10, deadline_ms=400)
     a.accelerator(provider="cpu", share=0.05)
     for node in (b, c):
@@ -60,7 +61,7 @@ def overload(folder: Path) -> list[Figure]:
         wait_for("the reopened camera", lambda: a.agent("busy")["frames"] < 30)
         wait_for("its queue", lambda: a.agent("busy")["frames"] > 30)
         alone = a.deltas(OVERLOAD_S)
-        a.sections["placement"] = "forward = true"
+        a.sections["placement"] = "policy = 'affinity'"
         a.reload()
         wait_for("frames forwarded", lambda: a.get("stats")["forwarded"] > 0)
         helped = a.deltas(OVERLOAD_S)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -28,8 +27,10 @@ import numpy as np
 import zstandard
 
 from edge_node.api.peer import peer_app
-from edge_node.cameras.agents import LONG_SIDE_PX, Agents, AgentSpec
+from edge_node.cameras.agents import Agents
 from edge_node.cameras.sources import open_source
+from edge_node.cameras.spec import LONG_SIDE_PX, AgentSpec
+from edge_node.cameras.warm import WarmStarts
 from edge_node.fleet.auth import Signer, Verifier
 from edge_node.fleet.peers import Peers
 from edge_node.metrics import Counters
@@ -51,6 +52,7 @@ from tests.bench.delta_clips import clip_named
 from tests.bench.report import Figure, report
 from tests.e2e.fleet import SECRET
 from tests.edge_node.http_node import A, B, Node, serving
+from tests.edge_node.test_warm_start import answer_here
 
 CLIP = "videos/one-by-one-person-detection.mp4"
 CPU = AcceleratorSpec("cpu0", "cpu")
@@ -131,10 +133,11 @@ class Latter:
         self.peers = Peers(
             Signer(A, bytes(16), Keyring(KEY)), lambda node: ("127.0.0.1", port), lambda node: "b"
         )
+        counters = Counters()
         self.agents = Agents(
-            A, "a", (), FleetView(), self.peers, Counters(), random.Random(1),
-            self.answers.put_nowait,
-        )  # fmt: skip
+            "a", (), answer_here, counters, lambda agent: 2, self.answers.put_nowait
+        )
+        self.warm = WarmStarts(A, self.agents, FleetView(), self.peers, counters)
         self.worker = WorkerHandle(
             CPU, on_frame=self.agents.frame_ready, on_event=lambda event: None
         )
@@ -161,7 +164,7 @@ class Latter:
         hosted = self.agents.hosted[agent]
 
         async def fetch() -> int:
-            await self.agents.warm_start(agent, holders)
+            await self.warm.begin(agent, holders)
             return hosted.frames
 
         fetching = asyncio.create_task(fetch())

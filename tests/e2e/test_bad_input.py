@@ -26,11 +26,11 @@ def ends(node: Node) -> tuple[int, str]:
 
 def test_an_unknown_key_and_a_wrong_type_name_file_line_and_field(make_node: Make) -> None:
     node = make_node("a")
-    node.sections["placement"] = "forwrad = true\nepoch_s = 'soon'"
+    node.sections["placement"] = "polciy = 'local'\nepoch_s = 'soon'"
     status, log = ends(node.start())
     assert status == 2
     text = node.config_path.read_text().splitlines()
-    for key, hint in (("forwrad", "forward"), ("epoch_s", "number")):
+    for key, hint in (("polciy", "policy"), ("epoch_s", "number")):
         line = next(i for i, row in enumerate(text, 1) if row.startswith(key))
         assert f"{node.config_path}:{line}: [placement] {key}" in log
         assert hint in log

@@ -37,6 +37,8 @@ class Node:
         self.answer: dict[str, Any] = ANSWER
         self.frames: list[tuple[bytes, dict[str, Any]]] = []
         self.epoch = 0
+        self.tier: int | None = None
+        self.draining = False
         self.revoked: list[str] = []
         self.model = {"name": "person-detector", "desired": {"variant": "large"}}
 
@@ -55,11 +57,24 @@ class Node:
     def cache(self) -> list[dict[str, Any]]:
         return [{"agent": "door", "mode": "strict", "holders": [{"id": B, "name": "shed"}]}]
 
+    def affinity(self) -> dict[str, Any]:
+        return {"stage": "prior", "rows": 0, "bias": {}}
+
     def models(self) -> list[dict[str, Any]]:
         return [self.model]
 
     def keys(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "previous": None}
+
+    async def set_tier(self, agent: str, tier: int | None) -> dict[str, Any]:
+        if agent != "door":
+            raise KeyError(f"no agent {agent}")
+        self.tier = tier
+        return {"agent": agent, "tier": tier or 2}
+
+    async def drain(self, on: bool) -> dict[str, Any]:
+        self.draining = on
+        return {"draining": on, "hot": False, "agents": []}
 
     async def rotate_keys(self, epoch: int, force: bool) -> dict[str, Any]:
         if epoch != self.epoch + 1 and not force:

@@ -127,6 +127,32 @@ def test_values_are_set_read_and_deleted() -> None:
     with_local(use)
 
 
+def test_a_tier_is_set_and_a_node_drained() -> None:
+    async def use(client: Client, node: Node) -> None:
+        async def ask(method: str, path: str, data: bytes = b"") -> int:
+            return (await client.send(method, f"/edge/v1/{path}", data=data))[0]
+
+        assert await ask("PUT", "tiers/door", b'{"tier": 1}') == 200
+        assert node.tier == 1
+        for wrong in (b"", b"{}", b"[]", b'{"tier": 0}', b'{"tier": 4}', b'{"tier": true}',
+                      b'{"tier": 1.0}', b'{"tier": null}', b'{"tier": 1, "of": 2}'):  # fmt: skip
+            assert await ask("PUT", "tiers/door", wrong) == 400, wrong
+        assert await ask("PUT", "tiers/gate", b'{"tier": 1}') == 404
+        assert node.tier == 1
+        assert await ask("DELETE", "tiers/door") == 200
+        assert node.tier is None
+        for wrong in (b"", b"{}", b'{"on": 1}', b'{"on": true, "for": 5}'):
+            assert await ask("PUT", "drain", wrong) == 400, wrong
+        # a page of another site can have a browser send a POST without being asked
+        assert await ask("POST", "drain", b'{"on": true}') == 405
+        assert await ask("POST", "tiers/door", b'{"tier": 1}') == 405
+        assert not node.draining
+        assert await ask("PUT", "drain", b'{"on": true}') == 200
+        assert node.draining
+
+    with_local(use)
+
+
 def test_the_key_is_rotated_and_members_are_revoked() -> None:
     async def use(client: Client, node: Node) -> None:
         async def ask(method: str, path: str, data: bytes = b"") -> int:

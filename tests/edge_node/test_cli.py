@@ -35,13 +35,15 @@ PEERS = [
         "incarnation": 1,
         "rtt_ms": None,
         "since_s": 7300.0,
-        "load": {"queue": 2, "backlog_ms": 12.34},
+        "load": {"queue": 2, "waits_ms": [0.0, 5.0, 12.34]},
     },
     {
         "id": NODE_B,
         "name": "ev\x1b[2Jil",
         "address": "10.0.0.2:7946",
         "state": "suspect",
+        "draining": True,
+        "hot": True,
         "incarnation": 3,
         "rtt_ms": 1.25,
         "since_s": 4.0,
@@ -81,7 +83,12 @@ TIERS = [
         "agent": "gate",
         "tier": 1,
         "declared": 2,
-        "reason": "misses its deadlines",
+        "safety": False,
+        "override": 1,
+        "reason": "set for the fleet (else 2: declared)",
+        "since_s": 300.0,
+        "history": [{"at_ms": 1_700_000_000_000, "tier": 3, "reason": "nothing is seen"}],
+        "host": "porch",
         "deadline_ms": 200,
         "met_ratio": 0.75,
     }
@@ -167,6 +174,7 @@ class Api:
         self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.token = ""
         self.asked: list[tuple[str, str]] = []
+        self.bodies: list[bytes] = []
         self.keep_watching = False
         self.loop = asyncio.new_event_loop()
         self.ended = asyncio.Event()
@@ -196,6 +204,9 @@ class Api:
         app.router.add_get("/edge/v1/state/watch", self._watch)
         app.router.add_put("/edge/v1/models/{name}", self._set_model)
         app.router.add_put("/edge/v1/keys", self._rotate)
+        app.router.add_put("/edge/v1/tiers/{agent}", self._always(TIERS[0]))
+        app.router.add_delete("/edge/v1/tiers/{agent}", self._always(TIERS[0]))
+        app.router.add_put("/edge/v1/drain", self._drain)
         revoked = {"id": NODE_B, "name": "shed", "revoked": True}
         app.router.add_put("/edge/v1/revoked/{member}", self._always(revoked))
         app.router.add_delete("/edge/v1/revoked/{member}", self._always(revoked))
@@ -209,6 +220,8 @@ class Api:
     @web.middleware
     async def _check(self, request: web.Request, handler: Any) -> web.StreamResponse:
         self.asked.append((request.method, request.path_qs))
+        if request.can_read_body:
+            self.bodies.append(await request.read())
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             return web.json_response({"error": "the API wants a token"}, status=401)
         response: web.StreamResponse = await handler(request)
@@ -230,6 +243,10 @@ class Api:
         if body != {"variant": "small"}:
             return web.json_response({"error": "no such variant; use small or large"}, status=404)
         return web.json_response(MODEL)
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        on = (await request.json())["on"]
+        return web.json_response({"draining": on, "hot": False, "agents": ["gate", "b"]})
 
     async def _rotate(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -294,7 +311,9 @@ def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
         text=True,
         check=True,
     )
-    verbs = "run demo init peers state models agents tiers cache keys members doctor completion"
+    verbs = (
+        "run demo init peers state models agents tiers drain cache keys members doctor completion"
+    )
     for verb in verbs.split():
         assert re.search(rf"^    {verb}\b", done.stdout, re.MULTILINE), verb
     imported = {line.rsplit("|")[-1].strip() for line in done.stderr.splitlines()}
@@ -380,12 +399,21 @@ def test_peers(api: Api) -> None:
     status, out, _ = edge_node("peers", "--api", api.address)
     assert status == 0
     header, first, second = table(out)
-    assert header == ["NODE", "ID", "ADDRESS", "STATE", "RTT ms", "SINCE", "QUEUE", "BACKLOG ms"]
+    assert header == ["NODE", "ID", "ADDRESS", "STATE", "RTT ms", "SINCE", "QUEUE", "WAIT ms"]
     assert first == ["porch", "aaaaaaaa", "10.0.0.1:7946", "self", "-", "2 h", "2", "12.3"]
-    assert second == ["ev?[2Jil", "bbbbbbbb", "10.0.0.2:7946", "suspect", "1.2", "4 s", "-", "-"]
+    assert second == [
+        "ev?[2Jil",
+        "bbbbbbbb",
+        "10.0.0.2:7946",
+        "suspect, draining, hot",
+        "1.2",
+        "4 s",
+        "-",
+        "-",
+    ]
     assert "\x1b" not in out
     lines = out.splitlines()
-    assert lines[0].index("STATE") == lines[1].index("self") == lines[2].index("suspect")
+    assert lines[0].index("STATE") == lines[1].index("self") == lines[2].index("suspect,")
 
 
 def test_keys_are_shown_and_rotated(api: Api) -> None:
@@ -427,7 +455,57 @@ def test_agents_and_tiers(api: Api) -> None:
     assert (row["HOST"], row["TIER"], row["P50 ms"], row["P95 ms"]) == ("porch", "1", "20.0", "-")
     status, out, _ = edge_node("tiers", "--api", api.address)
     assert status == 0
-    assert table(out)[1] == ["gate", "1", "2", "200", "75 %", "misses its deadlines"]
+    reason = "set for the fleet (else 2: declared)"
+    assert table(out) == [
+        ["AGENT", "TIER", "DECLARED", "SINCE", "MET", "REASON"],
+        ["gate", "1", "2", "5 min", "75 %", reason],
+    ]
+    status, out, _ = edge_node("tiers", "gate", "--api", api.address, TZ="UTC")
+    assert status == 0
+    assert table(out)[1] == ["gate", "1", "2", "5 min", "75 %", reason]
+    assert table(out)[-1] == ["2023-11-14 22:13:20", "3", "nothing is seen"]
+
+
+def test_a_tier_is_set_and_cleared(api: Api) -> None:
+    for words, asked in (
+        (["set", "gate/2", "3"], ("PUT", "/edge/v1/tiers/gate%2F2")),
+        (["clear", "gate"], ("DELETE", "/edge/v1/tiers/gate")),
+    ):
+        api.asked.clear()
+        status, out, _ = edge_node("tiers", *words, "--api", api.address)
+        assert (status, table(out)[1][0]) == (0, "gate")
+        assert api.asked == [asked]
+    assert api.bodies[0] == b'{"tier": 3}'
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "error"),
+    [
+        (["gaet"], 1, "no agent gaet; there is: gate"),
+        (["set"], 2, "write: edge-node tiers set AGENT 1|2|3"),
+        (["set", "gate"], 2, "write: edge-node tiers set AGENT 1|2|3"),
+        (["set", "gate", "0"], 2, '"0" is not a tier; use 1, 2 or 3'),
+        (["set", "gate", "high"], 2, '"high" is not a tier; use 1, 2 or 3'),
+        (["set", "gate", "1", "2"], 2, "write: edge-node tiers set AGENT 1|2|3"),
+        (["clear"], 2, "write: edge-node tiers clear AGENT"),
+        (["gate", "1"], 2, "one AGENT at a time; or: tiers set AGENT 1|2|3"),
+    ],
+)
+def test_wrong_words_after_tiers_are_answered_clearly(
+    api: Api, words: list[str], status: int, error: str
+) -> None:
+    done = edge_node("tiers", *words, "--api", api.address)
+    assert done == (status, "", f"edge-node: {error}\n")
+
+
+def test_a_node_is_drained_and_taken_back(api: Api) -> None:
+    status, out, _ = edge_node("drain", "--api", api.address)
+    assert (status, out.splitlines()[0][-19:]) == (0, "still runs: gate, b")
+    assert "edge-node drain --undo" in out
+    status, out, _ = edge_node("drain", "--undo", "--api", api.address)
+    assert (status, "drains no longer" in out) == (0, True)
+    assert api.asked == [("PUT", "/edge/v1/drain")] * 2
+    assert api.bodies == [b'{"on": true}', b'{"on": false}']
 
 
 def test_cache_shows_a_row_for_each_camera(api: Api) -> None:
@@ -671,6 +749,8 @@ _edge_node; echo "${{COMPREPLY[@]}}"
         ("edge-node state get --js", "--json"),
         ("edge-node models s", "set"),
         ("edge-node completion z", "zsh"),
+        ("edge-node tiers c", "clear"),
+        ("edge-node drain --u", "--undo"),
     ],
 )
 def test_bash_completes_from_the_parser(words: str, offered: str) -> None:

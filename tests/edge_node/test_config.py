@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from crdt.codec import encode_value
 from edge_node import config as configuration
-from edge_node.cameras.agents import AgentSpec
+from edge_node.cameras.spec import AgentSpec
 from edge_node.config import Address, Config, ConfigError, load, needs_restart
 from edge_node.fields import parse_address
 from edge_node.toml_source import locate
@@ -111,7 +111,7 @@ CAMERA = '[[camera]]\nname = "a"\nsource = "a.mp4"\n'
         (CAMERA + "[[camera]]\nname='b'\nsource='rtps://x'", 'node.toml:6: [[camera]] source: "rt'),
         ("[[camera]]\nname='b'\nsource='generated:'", 'write for example "generated:1"'),
         ("[[camera]]\nname = 'a/b'\nsource = 'x'", '[[camera]] name: "a/b" is not a name; use'),
-        ("[[accelerator]]\ncache_mb = 8", "cache_mb: 8 is out of range; use 16 to 65536 MB"),
+        ("[[accelerator]]\ncache_mb = -8", "cache_mb: -8 is out of range; use 0 to 65536 MB"),
         ("[[accelerator]]\nprovider = 'cdua'", '"cdua" is not known; did you mean cuda?'),
         ("[fleet]\nbind = 7946", "[fleet] bind: expected a string, got an integer; put it in"),
         ("[fleet]\nbind = '10.0.0.1'", '"10.0.0.1" is not HOST:PORT; write'),
@@ -173,7 +173,7 @@ def test_a_wrong_broker_address_does_not_tell_its_password(folder: Path) -> None
 
 
 def test_all_mistakes_are_named_at_once(folder: Path) -> None:
-    found = refusals(folder, "[node]\nnam = 'a'\n[placement]\nforward = 'yes'\nepoch_s = 0")
+    found = refusals(folder, "[node]\nnam = 'a'\n[placement]\npolicy = 'yes'\nepoch_s = 0")
     assert [line.split(":")[1] for line in found] == ["2", "4", "5"]
 
 
@@ -194,13 +194,13 @@ def test_the_environment_overrides_the_file(folder: Path) -> None:
         "[fleet]\nbind = '127.0.0.1:1'",
         EDGE_NODE__FLEET__BIND="127.0.0.1:2",
         EDGE_NODE__FLEET__SEEDS="a:1, b:2",
-        EDGE_NODE__PLACEMENT__FORWARD="false",
+        EDGE_NODE__PLACEMENT__POLICY="local",
         EDGE_NODE__PLACEMENT__EPOCH_S="3",
         EDGE_NODE_API="not ours to read",
     )
     assert config.fleet.bind.port == 2
     assert config.fleet.seeds == (("a", 1), ("b", 2))
-    assert (config.placement.forward, config.placement.epoch_s) == (False, 3.0)
+    assert (config.placement.policy, config.placement.epoch_s) == ("local", 3.0)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_the_environment_overrides_the_file(folder: Path) -> None:
         ("EDGE_NODE__FLEET__BIND", "x", '[fleet] bind: "x" is not HOST:PORT; '),
         ("EDGE_NODE__FLEET__BNID", "x", "[fleet] bnid: unknown field; did you mean bind?"),
         ("EDGE_NODE__CAMERA__FPS", "1", "set in the file alone; "),
-        ("EDGE_NODE__PLACEMENT__FORWARD", "maybe", "expected true or false, "),
+        ("EDGE_NODE__PLACEMENT__TIERS", "maybe", "expected true or false, "),
         ("EDGE_NODE__PLACEMENT__EPOCH_S", "soon", 'expected a number, got "soon"; correct it'),
     ],
 )
@@ -220,8 +220,8 @@ def test_a_wrong_variable_is_named(folder: Path, variable: str, value: str, expe
 
 
 def test_a_reload_says_what_waits_for_a_restart(folder: Path) -> None:
-    old = read(folder, "[fleet]\nbind = '127.0.0.1:1'\n[placement]\nforward = true\n" + CAMERA)
-    new = read(folder, "[fleet]\nbind = '127.0.0.1:2'\n[placement]\nforward = false\n")
+    old = read(folder, "[fleet]\nbind = '127.0.0.1:1'\n[placement]\npolicy = 'affinity'\n" + CAMERA)
+    new = read(folder, "[fleet]\nbind = '127.0.0.1:2'\n[placement]\npolicy = 'local'\n")
     assert needs_restart(old, old) == []
     assert needs_restart(old, new) == ["[fleet] bind"]
     accelerator = read(folder, "[fleet]\nbind = '127.0.0.1:1'\n[[accelerator]]\nshare = 0.5")

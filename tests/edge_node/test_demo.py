@@ -127,7 +127,7 @@ def test_configurations_are_valid_and_only_differ_where_they_should(tmp_path: Pa
     fleet = Fleet(tmp_path, plans)
     loaded = [config.load(node.config, {}) for node in fleet.nodes.values()]
     assert [one.node.name for one in loaded] == [one.name for one in plans]
-    assert [one.placement.forward for one in loaded] == [False, True, True]
+    assert [one.placement.policy for one in loaded] == ["local", "affinity", "affinity"]
     assert loaded[0].cameras[0].source == '/a b/cam"1.mp4'
     assert [one.cameras[0].deadline_ms for one in loaded] == [200, 250, 400]
     assert [len(one.fleet.seeds) for one in loaded] == [0, 1, 1]

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from edge_node.cameras.agents import AgentSpec
+from edge_node.cameras.spec import AgentSpec
 from edge_node.fleet.release import Release
 from edge_node.workers import ModelError, WorkerHandle
 from models.accelerators import AcceleratorSpec

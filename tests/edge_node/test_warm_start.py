@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -11,14 +10,17 @@ from dataclasses import replace
 from crdt import HybridClock, Store
 from edge_node import clock
 from edge_node.api.peer import peer_app
-from edge_node.cameras.agents import SHORT, Agents, AgentSpec
+from edge_node.cameras.agents import Agents
+from edge_node.cameras.spec import AgentSpec
+from edge_node.cameras.warm import WarmStarts
+from edge_node.dispatch import Work
 from edge_node.fleet.auth import Signer, Verifier
 from edge_node.fleet.holdings import Holdings
 from edge_node.fleet.peers import Peers
 from edge_node.metrics import Counters
 from edge_node.placement.fetch import PRIOR_BPS, Holder
 from edge_node.placement.view import FleetView
-from edge_node.workers import CacheHolding, WorkerHandle
+from edge_node.workers import CacheHolding, Inference, WorkerHandle
 from gossip import Identity, Keyring, verify
 from models import entries
 from models.accelerators import AcceleratorSpec
@@ -26,6 +28,7 @@ from models.entries import Entry
 from models.images import Scaler
 from models.manifest import load_manifest
 from models.sessions import open_warm
+from models.wire import SHORT
 from tests.clips import picture
 from tests.edge_node.http_node import A, Node, serving
 
@@ -60,13 +63,19 @@ class Peer(Node):
 class Site:
     """One node that hosts the agent, and what it counted."""
 
-    def __init__(self, agents: Agents, peers: Peers, counters: Counters) -> None:
-        self.agents, self.peers, self.counters = agents, peers, counters
+    def __init__(self, agents: Agents, peers: Peers, counters: Counters, warm: WarmStarts) -> None:
+        self.agents, self.peers, self.counters, self.warm = agents, peers, counters, warm
 
     def outcomes(self) -> dict[str, float]:
         known = ("taken", "refused", "gone", "unreachable", "not worth it")
         counts = {name: self.counters.get("entries", outcome=name) for name in known}
         return {name: count for name, count in counts.items() if count}
+
+
+async def answer_here(work: Work) -> tuple[str, Inference]:
+    return "here", await work.worker.infer_frame(
+        work.agent, work.frame, work.digest, work.deadline_s, work.tier
+    )
 
 
 @asynccontextmanager
@@ -85,9 +94,7 @@ async def site(holders: Iterable[tuple[bytes, Peer]]) -> AsyncIterator[Site]:
         )
         stack.push_async_callback(peers.close)
         counters = Counters()
-        agents = Agents(
-            HERE, "here", (), FleetView(), peers, counters, random.Random(1), lambda result: None
-        )
+        agents = Agents("here", (), answer_here, counters, lambda agent: 2, lambda result: None)
         worker = WorkerHandle(
             AcceleratorSpec("cpu0", "cpu"), on_frame=agents.frame_ready, on_event=lambda _: None
         )
@@ -95,7 +102,7 @@ async def site(holders: Iterable[tuple[bytes, Peer]]) -> AsyncIterator[Site]:
         await worker.start()
         await worker.load(SMALL)
         await agents.host(DOOR, worker, SMALL.digest)
-        yield Site(agents, peers, counters)
+        yield Site(agents, peers, counters, WarmStarts(HERE, agents, FleetView(), peers, counters))
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -113,12 +120,12 @@ def test_a_wrong_entry_is_counted_and_the_next_holder_asked() -> None:
         async with site([(NEAR, wrong), (FAR, right)]) as here:
             assert here.peers.bandwidth_bps(FAR) == PRIOR_BPS
             holders = [holder(FAR, 1), holder(NEAR, 2), holder(GONE, 3), holder(HERE, 4)]
-            await here.agents.warm_start("door", holders)
+            await here.warm.begin("door", holders)
             assert here.outcomes() == {"unreachable": 1, "refused": 1, "taken": 1}
             assert here.counters.get("warm_starts", agent="door") == 1
             assert here.peers.bandwidth_bps(FAR) != PRIOR_BPS  # learnt from the transfer
             # It is asked for once.
-            await here.agents.warm_start("door", holders)
+            await here.warm.begin("door", holders)
             assert (wrong.asked, right.asked) == (1, 1)
             data = await here.agents.hosted["door"].worker.export_cache("door", SMALL.digest)
             assert data is not None
@@ -143,7 +150,7 @@ def test_what_costs_more_than_it_saves_is_left_where_it_is() -> None:
         async with site([(NEAR, near), (FAR, far)]) as here:
             large = holder(NEAR, 1, size_bytes=1 << 31)
             bare = holder(NEAR, 2, size_bytes=1 << 22, known=False)
-            await here.agents.warm_start("door", [large, bare, holder(FAR, 0)])
+            await here.warm.begin("door", [large, bare, holder(FAR, 0)])
             assert here.outcomes() == {"not worth it": 2, "gone": 1}
             assert near.asked == 0
             assert here.counters.get("warm_starts") == 0
@@ -157,11 +164,11 @@ def test_without_others_it_stays_cold_and_may_ask_later() -> None:
     async def test() -> None:
         async with site([(NEAR, peer)]) as here:
             assert here.agents.cold == {"door": SMALL.digest}
-            await here.agents.warm_start("door", [])
-            await here.agents.warm_start("door", [holder(HERE, 1)])
-            await here.agents.warm_start("yard", [holder(NEAR, 1)])
+            await here.warm.begin("door", [])
+            await here.warm.begin("door", [holder(HERE, 1)])
+            await here.warm.begin("yard", [holder(NEAR, 1)])
             assert here.agents.cold == {"door": SMALL.digest}
-            await here.agents.warm_start("door", [holder(NEAR, 1)])
+            await here.warm.begin("door", [holder(NEAR, 1)])
             assert here.agents.cold == {}
             assert here.outcomes() == {"taken": 1}
 

@@ -122,7 +122,7 @@ def gone(pid: int) -> bool:
 async def idle(worker: WorkerHandle) -> None:
     """Wait until the worker predicts no wait for a new task."""
     async with asyncio.timeout(PATIENCE_S):
-        while worker.backlog_ms or worker.queue_length:
+        while worker.waits_ms[2] or worker.queue_length:
             await asyncio.sleep(0.01)
 
 
@@ -205,6 +205,42 @@ def test_forwarded_images_climb_the_same_ladder(tmp_path: Path) -> None:
                 await one.handle.infer_image("far", b"junk", SMALL.digest, later(5), 2)
             with pytest.raises(ModelError, match="no model with digest"):
                 await one.handle.infer_image("far", jpeg, LARGE.digest, later(5), 2)
+
+    run(test)
+
+
+def test_half_effort_is_asked_for_answered_and_costed_by_itself(tmp_path: Path) -> None:
+    clip = moving_clip(tmp_path / "c.mp4")
+
+    async def test() -> None:
+        async with bench(SMALL, LARGE) as one:
+            worker = one.handle
+            before_ms = worker.costs_ms
+            assert set(before_ms) == {
+                (model.digest, effort) for model in (SMALL, LARGE) for effort in ("full", "half")
+            }
+            assert before_ms[LARGE.digest, "half"] < before_ms[LARGE.digest, "full"]
+            await worker.open_camera(CameraSpec("a", str(clip), fps=5), LARGE.digest)
+            frame = await one.frame()
+            # The camera's own model and another one, both on this frame.
+            for model in (LARGE, SMALL):
+                answer = await worker.infer_frame(
+                    "a", frame.frame, model.digest, later(5), 2, "half"
+                )
+                assert (answer.effort, answer.rung) == ("half", "full")
+                assert answer.variant == model.variant
+            after_ms = worker.costs_ms
+            for model in (LARGE, SMALL):
+                assert after_ms[model.digest, "half"] != before_ms[model.digest, "half"]
+                assert after_ms[model.digest, "full"] == worker.service_ms[model.digest]
+                assert after_ms[model.digest, "full"] == before_ms[model.digest, "full"]
+            full = await worker.infer_frame("a", frame.frame, LARGE.digest, later(5), 2)
+            assert (full.effort, full.rung) == ("full", "full")
+            known = await worker.infer_frame("a", frame.frame, LARGE.digest, later(5), 2, "half")
+            assert (known.effort, known.rung, known.boxes) == ("full", "same", full.boxes)
+            jpeg = encode_jpeg(picture(seed=7))
+            far = await worker.infer_image("far", jpeg, SMALL.digest, later(5), 2, effort="half")
+            assert (far.effort, far.rung) == ("half", "full")
 
     run(test)
 
@@ -410,7 +446,7 @@ def test_overload_is_shed_with_its_reason_and_the_backlog_tells() -> None:
                 for jpeg in jpegs
             ]
             await asyncio.sleep(0)
-            assert worker.backlog_ms > 10 * cost_s * 1000  # what is on its way counts already
+            assert worker.waits_ms[2] > 10 * cost_s * 1000  # what is on its way counts already
             quiet = asyncio.create_task(
                 worker.infer_image("quiet", jpegs[0], SMALL.digest, later(30), 2)
             )

@@ -102,7 +102,7 @@ def test_a_broken_wheel_and_a_missing_library_are_found(
         ({"share": 0.0}, "share is 0.0"),
         ({"share": 1.5}, "share is 1.5"),
         ({"queue": 0}, "queue is 0"),
-        ({"cache_mb": 0}, "cache_mb is 0"),
+        ({"cache_mb": -1}, "cache_mb is -1"),
     ],
 )
 def test_a_wrong_description_is_refused(changes: dict[str, object], words: str) -> None:

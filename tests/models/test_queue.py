@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.queue import DeadlineQueue, Task
+from models.queue import FLOOR, DeadlineQueue, Task
 from models.wire import Shed
 
 
@@ -24,13 +26,75 @@ def test_earliest_deadline_leaves_first() -> None:
     assert order == [2.0, 3.0, 5.0, 9.0]
 
 
-def test_of_equal_deadlines_the_more_critical_leaves_first() -> None:
+def test_the_more_critical_tier_leaves_first_and_within_it_the_earliest() -> None:
     queue: DeadlineQueue[str] = DeadlineQueue(8)
-    queue.push(task("low", 1.0, tier=3), 0.0)
-    queue.push(task("high", 1.0, tier=1), 0.0)
-    first = queue.pop(0.0)[0]
-    assert first is not None
-    assert first.agent == "high"
+    for agent, deadline_s, tier in (("c", 1.0, 3), ("b", 2.0, 2), ("a", 9.0, 1), ("d", 8.0, 1)):
+        queue.push(task(agent, deadline_s, tier=tier), 0.0)
+    order = []
+    while (popped := queue.pop(0.0)[0]) is not None:
+        order.append(popped.agent)
+    assert order == ["d", "a", "b", "c"]
+
+
+def test_waits_count_what_is_before_a_task_of_each_tier() -> None:
+    queue: DeadlineQueue[str] = DeadlineQueue(8)
+    for run_s, tier in ((0.1, 1), (0.2, 2), (0.4, 3)):
+        queue.push(task("a", 9.0, run_s, tier), 0.0)
+    assert queue.waits_s() == pytest.approx((0.1, 0.3, 0.7))
+    queue.pop(0.0)
+    assert queue.waits_s() == pytest.approx((0.0, 0.2, 0.6))
+
+
+def served(arrivals: list[tuple[float, Task[str]]], until_s: float) -> Counter[str]:
+    """Serve tasks one at a time as they come; return how many of each agent ran in time."""
+    queue: DeadlineQueue[str] = DeadlineQueue(32)
+    done: Counter[str] = Counter()
+    now_s, coming = 0.0, sorted(arrivals, key=lambda one: one[0])
+    while now_s < until_s:
+        while coming and coming[0][0] <= now_s:
+            at_s, one = coming.pop(0)
+            try:
+                queue.push(one, at_s)
+            except Shed:
+                pass
+        next_one = queue.pop(now_s)[0]
+        if next_one is not None:
+            now_s += next_one.cost_s
+            done[next_one.agent] += 1
+        else:
+            now_s = coming[0][0] if coming else until_s
+    return done
+
+
+def stream(
+    agent: str, period_s: float, allowed_s: float, run_s: float, tier: int, until_s: float
+) -> list[tuple[float, Task[str]]]:
+    count = int(until_s / period_s)
+    return [
+        (index * period_s, task(agent, index * period_s + allowed_s, run_s, tier))
+        for index in range(count)
+    ]
+
+
+def test_tier_three_never_starves_and_critical_work_hardly_notices() -> None:
+    critical = stream("critical", 0.01, 0.1, 0.012, 1, 20.0)  # 120 % by itself
+    humble = stream("humble", 0.05, 0.5, 0.01, 3, 20.0)
+    done = served(critical + humble, 20.0)
+    share = done["humble"] * 0.01 / 20.0
+    assert FLOOR / (1 + FLOOR) * 0.9 <= share <= FLOOR * 1.1
+    assert done["critical"] * 0.012 / 20.0 > 0.88
+    alone = served(stream("humble", 0.05, 0.5, 0.01, 3, 20.0), 20.0)
+    assert alone["humble"] == len(humble)
+
+
+def test_a_camera_that_floods_does_not_take_from_those_within_their_share() -> None:
+    flood = stream("flood", 0.005, 0.1, 0.01, 2, 20.0)  # twice what there is, and more urgent
+    quiet = stream("quiet", 0.1, 0.3, 0.01, 2, 20.0)
+    other = stream("other", 0.05, 0.3, 0.01, 2, 20.0)
+    done = served(flood + quiet + other, 20.0)
+    assert done["quiet"] == len(quiet)
+    assert done["other"] == len(other)
+    assert done["flood"] > 0.6 * (20.0 / 0.01 - len(quiet) - len(other))
 
 
 def test_what_cannot_be_in_time_is_shed_at_dequeue_and_counted() -> None:
@@ -83,20 +147,26 @@ def test_removing_takes_out_and_keeps_the_order() -> None:
     assert len(queue) == 0
 
 
-STEP = st.tuples(st.sampled_from("abcd"), st.floats(0.1, 5.0), st.floats(0.0, 1.0), st.booleans())
+STEP = st.tuples(
+    st.sampled_from("abcd"),
+    st.floats(0.1, 5.0),
+    st.floats(0.0, 1.0),
+    st.integers(1, 3),
+    st.booleans(),
+)
 
 
 @given(st.integers(1, 6), st.lists(STEP, max_size=80))
 def test_every_task_leaves_exactly_once_and_bounds_hold(
-    capacity: int, steps: list[tuple[str, float, float, bool]]
+    capacity: int, steps: list[tuple[str, float, float, int, bool]]
 ) -> None:
     queue: DeadlineQueue[str] = DeadlineQueue(capacity)
     entered: list[Task[str]] = []
     left: list[Task[str]] = []
     reasons: set[str] = set()
     now_s = 0.0
-    for agent, slack_s, run_s, pop in steps:
-        one = task(agent, now_s + slack_s, run_s)
+    for agent, slack_s, run_s, tier, pop in steps:
+        one = task(agent, now_s + slack_s, run_s, tier)
         try:
             left += queue.push(one, now_s)
             entered.append(one)
@@ -120,4 +190,4 @@ def test_every_task_leaves_exactly_once_and_bounds_hold(
     assert reasons <= {"queue full"}
     assert len(left) == len(entered)
     assert {id(t) for t in left} == {id(t) for t in entered}
-    assert queue.waiting_s() == 0
+    assert queue.waits_s() == (0, 0, 0)

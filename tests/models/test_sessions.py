@@ -68,6 +68,9 @@ def test_the_packaged_detector_runs_on_any_camera(variant: str, width: int, heig
         (lambda d: d["variants"][0]["input"].update(multiple=20), "multiple is 20"),
         (lambda d: d["variants"][0].update(score_threshold=2), "score_threshold is 2"),
         (lambda d: d["variants"][1].update(variant="small"), "'small' appears twice"),
+        (lambda d: d["variants"][0].update(quality=0.9), r"variants\[0\]: .* quality is 0.9"),
+        (lambda d: d["variants"][1]["quality"].update(half=2), r"variants\[1\]: .*in 0..1"),
+        (lambda d: d["variants"][1]["quality"].update(third=0.5), "for full and half"),
     ],
 )
 def test_a_wrong_manifest_names_file_and_field(tmp_path: Path, change: Any, words: str) -> None:

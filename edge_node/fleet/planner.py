@@ -1,0 +1,105 @@
+"""The plan of each epoch: which node runs whose frames, from this node's own replica.
+
+Owns the newest plan and how its inputs are read from the replica; the plan itself is
+:func:`edge_node.placement.epoch.plan`, computed off the event loop. Never writes anything: nodes
+whose replicas agree have the same plan without a word.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+
+from edge_node.cameras.spec import AgentSpec
+from edge_node.fleet.load import Capacity, Load, times_of
+from edge_node.placement.choose import Reach
+from edge_node.placement.epoch import Plan, Seat, Stream, plan, reach
+from edge_node.placement.view import FleetView
+from models.wire import SHORT
+
+NOWHERE = Reach()
+
+
+class Planner:
+    """Holds the plan that the next frames follow."""
+
+    def __init__(self, node_id: bytes, load: Load, view: FleetView) -> None:
+        self.plan = Plan({}, {}, {})
+        self._node_id = node_id
+        self._load = load
+        self._view = view
+        self._seats: list[Seat] = []
+        self._living: Mapping[bytes, Capacity] = {}
+        self._reach: dict[str, Reach] = {}
+
+    def planned(self, agent: str) -> bytes | None:
+        """Return the peer that should run an agent's frames, None for this node."""
+        node = self.plan.primary.get(agent)
+        return None if node == self._node_id else node
+
+    def serves(self, kind: str) -> bool:
+        """Tell whether the plan wants nodes like this one to serve a kind."""
+        seat = next((seat for seat in self._seats if seat.node == self._node_id), None)
+        return seat is not None and self.plan.supports(kind, seat.type)
+
+    def provider(self, node: bytes) -> str:
+        """Return the execution provider of a node's first accelerator, "" if unknown."""
+        capacity = self._living.get(node)
+        return capacity.providers[0] if capacity and capacity.providers else ""
+
+    def reach(self, kind: str) -> Reach:
+        """Return the peers that do a kind well; from the plan, kept until the next."""
+        found = self._reach.get(kind)
+        if found is None:
+            found = reach(self.plan, self._seats, self._node_id, kind)
+            self._reach[kind] = found
+        return found
+
+    async def renew(
+        self,
+        specs: Mapping[str, AgentSpec],
+        host_of: Callable[[AgentSpec], bytes],
+        tier_of: Callable[[str], int],
+        digest: str,
+        living: Mapping[bytes, Capacity],
+        now_s: float,
+    ) -> None:
+        """Make the plan of this epoch.
+
+        Args:
+            host_of: the node that decodes an agent's camera.
+            digest: the model that the fleet runs.
+            living: what the nodes believed alive published, this one included.
+        """
+        seats = self._read_seats(living, now_s)
+        streams = [
+            Stream(name, digest[:SHORT], tier_of(name), spec.fps, spec.deadline_ms, host)
+            for name, spec in specs.items()
+            if (host := host_of(spec)) in living
+        ]
+        self.plan = await asyncio.to_thread(plan, streams, seats, self.plan.primary)
+        self._seats, self._reach, self._living = seats, {}, living
+
+    def _read_seats(self, living: Mapping[bytes, Capacity], now_s: float) -> list[Seat]:
+        """Read what the living nodes say that they are, as far as this one believes them."""
+        seats = []
+        for node, capacity in living.items():
+            times = {} if capacity.leaving else self._times(node, now_s)
+            count = float(max(1, len(capacity.providers)))
+            seats.append(Seat(node, _type(capacity, times), capacity.zone, times, count))
+        return seats
+
+    def _times(self, node: bytes, now_s: float) -> dict[str, float]:
+        """Return a node's service times in ms by kind."""
+        if node == self._node_id:
+            times = times_of(self._load.own()["service_ms"])
+        else:
+            peer = self._view.peers.get(node)
+            slowness = peer.slowness(now_s) if peer else 1.0
+            times = {kind: slowness * ms for kind, ms in peer.service_ms.items()} if peer else {}
+        return {kind: ms for kind, ms in times.items() if ms > 0}
+
+
+def _type(capacity: Capacity, times: Mapping[str, float]) -> str:
+    """Return what a node counts as: its provider, and how fast it is in steps of two."""
+    provider = capacity.providers[0] if capacity.providers else "none"
+    return f"{provider} {round(math.log2(min(times.values())))}" if times else provider
