@@ -8,10 +8,12 @@ wherever that is in time, unless it is asked to spare those who wait (mode ``pri
 from collections.abc import Callable, Mapping
 
 from edge_node.decisions import Record, Way
-from edge_node.placement.choose import SAFETY
 from edge_node.placement.controller import Alternative, Controller
 from edge_node.placement.view import Option
 from edge_node.workers import Effort
+
+SAFETY = 0.8
+"""Share of the budget that a prediction may fill: predictions err, and a miss costs the frame."""
 
 
 class Adaptation:

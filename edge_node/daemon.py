@@ -1,7 +1,8 @@
 """The daemon: build its parts, connect them, start and stop them. Nothing is decided here.
 
-Owns the lifecycle and the one event loop. What comes in (datagrams, frames, requests, signals)
-goes straight to the part that owns it: ``GossipNode``, ``Agents``, the API, ``reload``.
+Owns the lifecycle, the one event loop, and this node as a member of the fleet; as a place for
+agents it is a :class:`~edge_node.station.Station`. What comes in (datagrams, frames, requests,
+signals) goes straight to the part that owns it: ``GossipNode``, ``Station``, the API, ``reload``.
 """
 
 import asyncio
@@ -17,53 +18,30 @@ from typing import Any
 
 from aiohttp import web
 
-import edge_node
-from crdt import Change, HybridClock, Store, Value
+from crdt import Change, HybridClock, Store
 from edge_node import clock
 from edge_node import config as configuration
 from edge_node.api.events import Feed
 from edge_node.api.local import local_app
 from edge_node.api.peer import peer_app
-from edge_node.cameras.agents import Agents
-from edge_node.cameras.hosts import Hosts
-from edge_node.cameras.outputs import Outputs
-from edge_node.cameras.warm import WarmStarts
 from edge_node.config import Config, ConfigError
-from edge_node.dispatch import Dispatch
 from edge_node.fleet.addresses import AddressError, advertised, listening, resolve
 from edge_node.fleet.artifacts import Artifacts
 from edge_node.fleet.auth import Signer, Verifier
 from edge_node.fleet.directory import REVOKED, Directory, is_revoked
-from edge_node.fleet.health import Health, read_zones
-from edge_node.fleet.holdings import Holdings
 from edge_node.fleet.identity import IdentityError, load_or_create_identity, load_secret, load_token
 from edge_node.fleet.journal import Journal, JournalError
 from edge_node.fleet.keyring import FleetKeys
-from edge_node.fleet.load import Load
 from edge_node.fleet.peers import Peers
-from edge_node.fleet.planner import Planner
-from edge_node.fleet.release import Release
 from edge_node.fleet.shared import HOLDERS, PREFIX, SharedValues
-from edge_node.fleet.tiers import Tiers
 from edge_node.fleet.trust import Trust
 from edge_node.fleet.writes import Writes
-from edge_node.foresight import Foresight
 from edge_node.memory import release_unused
 from edge_node.metrics import Counters
 from edge_node.notify import Notifier
-from edge_node.placement.view import FleetView
-from edge_node.pool import WorkerPool
-from edge_node.status import Status
-from edge_node.workers import (
-    CacheHolding,
-    CameraState,
-    FrameReady,
-    ModelError,
-    WorkerDied,
-    WorkerEvent,
-    WorkerHandle,
-    WorkerReady,
-)
+from edge_node.requests import Requests
+from edge_node.station import Station
+from edge_node.workers import ModelError
 from gossip import (
     Event,
     GossipConfig,
@@ -77,13 +55,11 @@ from gossip import (
     verify,
 )
 from gossip.udp import UdpHost
-from models.manifest import load_manifest
 
 log = logging.getLogger(__name__)
 
 LOAD_PERIOD_S = 0.5
 LAG_PERIOD_S = 0.25
-DRAIN_S = 2.0
 ADDRESS_PERIOD_S = 60.0
 SETTLED_S = 60.0  # what start-up alone needed is given back then
 GOODBYE_S = 0.3
@@ -107,15 +83,10 @@ class Daemon:
         self.boot = secrets.token_bytes(16)
         self.rng = random.Random(self.boot)
         self.counters = Counters()
-        self.view = FleetView()
         self.changes = Feed()
-        self.detections = Feed()
-        self.outputs = Outputs()
-        self.health = Health()
         self.loop_lag_s = 0.0
         self.notifier = Notifier()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._reconcile = asyncio.Event()
         self._values_changed = asyncio.Event()
         self._ends = contextlib.AsyncExitStack()
 
@@ -134,29 +105,19 @@ class Daemon:
             await self._listen()
         except (AddressError, IdentityError, JournalError, ModelError) as error:
             raise StartError(str(error)) from error
-        self._ends.push_async_callback(self.pool.stop, DRAIN_S)
-        await self.pool.start()
-        self.foresight.open(next((one.spec.provider for one in self.pool.probes if one.ok), "cpu"))
-        self._ends.callback(self.foresight.close)
-        self.outputs.open(self.config.output.jsonl, self.config.output.mqtt)
-        self._ends.push_async_callback(self.outputs.close)
-        self._ends.push_async_callback(self.agents.close, DRAIN_S)
+        await self.station.start(self._ends)
         for seed in self.config.fleet.seeds:
             self._spawn(self._join(seed), f"join {seed}")
         for loop in (
             self._introduce,
-            self._follow_state,
-            self._epochs,
             self._share_load,
             self._watch_lag,
             self._watch_address,
             self._keep_artifacts,
             self._keep_keys,
-            self.foresight.keep_trained,
         ):
             self._spawn(loop(), loop.__name__)
         self._ends.callback(self._cancel_tasks)
-        self._reconcile.set()
         settled = asyncio.get_running_loop().call_later(SETTLED_S, release_unused)
         self._ends.callback(settled.cancel)
         log.info(
@@ -207,7 +168,6 @@ class Daemon:
         self.directory = Directory(self.store, self.gossip)
         self.udp = UdpHost()
         self.writes = Writes(self.store, self.journal, self.gossip, self.udp.kick, self.counters)
-        self.holdings = Holdings(self.identity.node_id, self.store, self.writes.stage)
         self.peers = Peers(
             Signer(self.identity.node_id, self.boot, self.keys.ring),
             self.directory.address_of,
@@ -223,69 +183,18 @@ class Daemon:
             self.directory.name_of,
             lambda: self.config.fleet.keep_previous_key_s,
         )
-        manifest = load_manifest(config.model.manifest)
-        if manifest.name != config.model.name:
-            raise ModelError(f"[model] name: the manifest holds {manifest.name}; name that one")
-        self.pool = WorkerPool(config.accelerators, self._frame_ready, self._worker_event)
-        self.release = Release(
-            manifest,
-            config.model.variant,
-            self.pool.workers,
-            lambda: self.agents.digests,
-            config.model.also,
-        )
-        self.load = Load(
-            self.store, self.gossip, self.pool, self.counters, lambda: self.release.digest
-        )
-        self.planner = Planner(self.identity.node_id, self.load, self.view)
-        self.foresight = Foresight(
-            config.node.state_dir / "affinity",
-            self.planner.provider,
-            self.release.by_digest,
-            lambda: self.health.hottest_c,
-        )
-        self.dispatch = Dispatch(
-            config.node.name,
-            self.view,
-            self.planner,
+        self.station = Station(
+            config,
+            self.store,
+            self.gossip,
+            self.directory,
+            self.writes,
             self.peers,
-            self.pool,
             self.counters,
             self.rng,
-            self.release.quality,
-            self.foresight,
+            lambda: self.keys.ring.current.number,
+            self._spawn,
         )
-        self.agents = Agents(
-            config.node.name,
-            manifest.classes,
-            self.dispatch.answer,
-            self.counters,
-            self._tier_of,
-            self._result,
-        )
-        self.warm = WarmStarts(
-            self.identity.node_id, self.agents, self.view, self.peers, self.counters
-        )
-        self.hosts = Hosts(
-            self.identity.node_id,
-            self.store,
-            self.agents,
-            self._ready_workers,
-            clock.now,
-            self.writes.stage,
-            self.counters,
-            lambda after_s: asyncio.get_running_loop().call_later(after_s, self._reconcile.set),
-        )
-        self.tiers = Tiers(
-            self.identity.node_id,
-            self.store,
-            self.hosts,
-            self.agents,
-            clock.now,
-            self.writes.stage,
-        )
-        self.health.restore(self.store.owner(self.identity.node_id, "node"))
-        self._follow_settings()
         self.shared = SharedValues(
             self.identity.node_id,
             self.store,
@@ -294,7 +203,7 @@ class Daemon:
             Artifacts(config.node.state_dir / "artifacts"),
             self.directory.living,
         )
-        self.status = Status(self)
+        self.requests = Requests(self)
 
     async def _listen(self) -> None:
         config = self.config
@@ -315,11 +224,10 @@ class Daemon:
         )
         token = load_token(config.api.token_file) if config.api.token_file else None
         with listening(f"[fleet] bind {bind} (TCP)"):
-            await self._serve(peer_app(self.status, self.verifier), bind.host, bind.port)
+            await self._serve(peer_app(self.requests, self.verifier), bind.host, bind.port)
         with listening(f"[api] bind {api}"):
-            await self._serve(local_app(self.status, token), api.host, api.port)
+            await self._serve(local_app(self.requests, token), api.host, api.port)
         self._ends.callback(self.changes.close)
-        self._ends.callback(self.detections.close)
 
     async def _serve(self, app: web.Application, host: str, port: int) -> None:
         runner = web.AppRunner(
@@ -331,33 +239,6 @@ class Daemon:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, dualstack_ipv6=wildcard)
         await web.SockSite(runner, listener).start()
-
-    def _publish(self) -> None:
-        self.writes.refused.clear()
-        record: Value = {
-            "name": self.config.node.name,
-            "version": edge_node.__version__,
-            "zone": self.config.node.zone,
-            "takeover": self.config.placement.takeover,
-            "draining": self.health.draining,
-            "hot": self.health.hot,
-            "files": self.config.placement.files,
-            "key_epoch": self.keys.ring.current.number,
-            "capacity": round(self.pool.capacity, 2),
-            "accelerators": [
-                {
-                    "name": probe.spec.name,
-                    "provider": probe.spec.provider,
-                    "share": probe.spec.share,
-                }
-                for probe in self.pool.probes
-                if probe.ok
-            ],
-        }
-        if self.store.owner(self.identity.node_id, "node") != record:
-            self.writes.stage(self.store.set_owner, "node", record)
-        self.hosts.publish(self.config.cameras, self.config.model.name)
-        self.writes.commit()
 
     async def _join(self, seed: configuration.Address) -> None:
         """Tell gossip where the seed is, again from time to time: names and networks change."""
@@ -383,10 +264,7 @@ class Daemon:
 
     async def _introduce(self) -> None:
         await self.writes.acquaint(bool(self.config.fleet.seeds))
-        self.holdings.withdraw_former()
-        self.health.restore(self.store.owner(self.identity.node_id, "node"))
-        self._follow_settings()
-        self._publish()
+        self.station.introduce()
 
     def _gossip_event(self, event: Event) -> None:
         match event:
@@ -396,117 +274,22 @@ class Daemon:
                 log.info("the fleet's key is now that of key epoch %d", number)
                 self.keys.note((one.node_id for one in self.gossip.members()), clock.now())
                 if self.writes.acquainted.is_set():
-                    self._publish()
+                    self.station.publish()
             case MemberUp() | MemberSuspect() | MemberDown() | MemberLeft():
                 word = type(event).__name__.removeprefix("Member").lower()
                 log.info("node %s is %s", self.directory.name_of(event.node_id), word)
                 if isinstance(event, MemberDown | MemberLeft):
-                    self.view.forget(event.node_id)
-                self._reconcile.set()
+                    self.station.view.forget(event.node_id)
+                self.station.reconcile()
 
     def _state_changed(self, changes: tuple[Change, ...]) -> None:
-        self._reconcile.set()
+        self.station.reconcile()
         for change in changes:
             if change.key.startswith((PREFIX, HOLDERS)):
                 self._values_changed.set()
             elif change.key.startswith(REVOKED):
                 self.trust.enforce()
-            self.changes.publish(self.status.change(change))
-
-    def _worker_event(self, worker: str, event: WorkerEvent) -> None:
-        match event:
-            case CameraState(agent=agent, state=state, reason=reason):
-                log.info("camera %s %s%s", agent, state, f": {reason}" if reason else "")
-                self.agents.camera_state(agent, state, reason)
-            case CacheHolding():
-                self.holdings.take(event)
-                self.writes.commit()
-            case WorkerDied(reason=reason):
-                log.error("worker %s died: %s", worker, reason)
-                self.counters.add("worker_deaths", accelerator=worker)
-                self._reconcile.set()
-            case WorkerReady():
-                self._reconcile.set()
-
-    def _frame_ready(self, frame: FrameReady) -> None:
-        self.agents.frame_ready(frame)
-
-    def _tier_of(self, agent: str) -> int:
-        return self.tiers.tier_of(agent)
-
-    def _result(self, result: dict[str, Any]) -> None:
-        self.tiers.observe(result)
-        self.detections.publish(result)
-        self.outputs.put(result)
-
-    async def _follow_state(self) -> None:
-        """After each change: run the desired model, then the agents that belong here."""
-        while True:
-            await self._reconcile.wait()
-            self._reconcile.clear()
-            if self.health.leaving:  # its cameras may have other hosts, of whom it has to hear
-                await self.writes.acquainted.wait()
-            await self.release.follow(self.store.fleet(self.release.key, clock.now()))
-            digest = self.release.digest
-            if not digest:
-                continue
-            await self.hosts.reconcile(digest, self.config.placement.files)
-            for name, current in self.agents.cold.items():
-                holders = self.holdings.of(name, current)
-                self._spawn(self.warm.begin(name, holders), f"warm start {name}")
-
-    async def _epochs(self) -> None:
-        while True:
-            await asyncio.sleep(self.config.placement.epoch_s)
-            placement = self.config.placement
-            zones = await asyncio.to_thread(read_zones, placement.thermal)
-            if self.health.felt(zones, placement.hot_c):
-                log.warning("this node is %s", self.health.temperature)
-                self._stay_or_leave()
-            self.tiers.evaluate()
-            self._claim()
-            await self._plan()
-
-    async def _plan(self) -> None:
-        """Plan where the frames of the next epoch run."""
-        await self.planner.renew(
-            self.hosts.specs(),
-            self.hosts.host_of,
-            self.tiers.tier_of,
-            self.release.digest,
-            self.load.capacities(frozenset(self.directory.living())),
-            time.monotonic(),
-        )
-
-    def _claim(self) -> None:
-        """Claim the agents that should run here, and try again what failed."""
-        if self.writes.acquainted.is_set():  # else who seems to be gone was only not met yet
-            living = self.load.capacities(frozenset(self.directory.living()))
-            for name, cause in self.hosts.claim(living).items():
-                log.info("claiming agent %s (%s)", name, cause)
-            self.writes.commit()
-        self._reconcile.set()
-
-    def drain(self, on: bool) -> None:
-        """Give this node's agents away and take no work of others, or no longer."""
-        if on != self.health.draining:
-            log.info("this node drains" if on else "this node drains no longer")
-        self.health.draining = on
-        self._stay_or_leave()
-        self._claim()
-
-    def _stay_or_leave(self) -> None:
-        """Tell the parts and the fleet whether this node gives its agents away."""
-        self._follow_settings()
-        if self.writes.acquainted.is_set():
-            self._publish()
-
-    def _follow_settings(self) -> None:
-        placement = self.config.placement
-        self.hosts.epoch_s, self.tiers.enabled = placement.epoch_s, placement.tiers
-        self.hosts.leaving = self.load.closed = self.health.leaving
-        self.dispatch.policy = placement.policy
-        self.dispatch.adaptation.mode = self.config.model.adapt
+            self.changes.publish(self.requests.change(change))
 
     async def _keep_artifacts(self) -> None:
         """Keep the large values that this node has to keep, and only those."""
@@ -529,7 +312,7 @@ class Daemon:
                 with contextlib.suppress(JournalError):
                     await self.journal.record_incarnation(self.gossip.incarnation)
                     durable = self.gossip.incarnation
-            self.load.exchange(self.view, clock.now())
+            self.station.load.exchange(self.station.view, clock.now())
             self.udp.kick()
             await asyncio.sleep(LOAD_PERIOD_S)
 
@@ -541,9 +324,6 @@ class Daemon:
             self.loop_lag_s = max(0.0, time.monotonic() - before_s - LAG_PERIOD_S)
             self.gossip.slow(self.loop_lag_s, clock.now())
             self.notifier.watchdog()
-
-    def _ready_workers(self) -> list[WorkerHandle]:
-        return [worker for worker in self.pool.living if self.release.digest in worker.loaded]
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         task = asyncio.create_task(coroutine, name=name)
@@ -577,7 +357,6 @@ class Daemon:
     async def _apply(self, fresh: Config) -> None:
         for name in configuration.needs_restart(self.config, fresh):
             log.warning("%s changed: takes effect after a restart", name)
-        outputs_changed = fresh.output != self.config.output
         self.config = replace(
             self.config,
             fleet=replace(self.config.fleet, keep_previous_key_s=fresh.fleet.keep_previous_key_s),
@@ -587,11 +366,7 @@ class Daemon:
             cameras=fresh.cameras,
         )
         self.keys.look()
-        self._follow_settings()
-        if outputs_changed:
-            await self.outputs.close()
-            self.outputs.open(fresh.output.jsonl, fresh.output.mqtt)
-        self._publish()
+        await self.station.apply(self.config)
 
     async def stop(self) -> None:
         """Finish the frames under way, say goodbye to the peers, and end every part."""

@@ -124,5 +124,6 @@ def _option(option: Option, name: Callable[[bytes | None], str]) -> dict[str, An
         "wait_ms": round(option.wait_ms, 1),
         "service_ms": round(option.service_ms, 1),
         "network_ms": round(option.network_ms, 1),
+        "late_ms": round(option.late_ms, 1),
         "finish_ms": round(option.finish_ms, 1),
     }

@@ -15,7 +15,7 @@ from edge_node import clock
 from edge_node.adaptation import Adaptation
 from edge_node.cameras.spec import LONG_SIDE_PX
 from edge_node.decisions import Decisions, Record, Way
-from edge_node.fleet.peers import PeerError, Peers
+from edge_node.fleet.peers import LATE, PeerError, Peers
 from edge_node.fleet.planner import Planner
 from edge_node.foresight import Foresight
 from edge_node.metrics import Counters
@@ -27,6 +27,7 @@ from edge_node.pool import WorkerPool
 from edge_node.workers import Effort, Inference, ModelError, Shed, WorkerHandle
 from models.wire import SHORT
 
+FACTOR_GAIN = 0.05
 FORWARD_MIN_MS = 600.0  # a forward is given at least this long
 
 
@@ -84,6 +85,7 @@ class Dispatch:
         self._counters = counters
         self._rng = rng
         self._foresight = foresight
+        self._factors: dict[str, float] = {}
         self._turn = 0
         self._submitted = 0
 
@@ -108,6 +110,7 @@ class Dispatch:
         else:
             record.answered(inference, time.monotonic() - now_s)
             self._foresight.ended(record)
+            self._learn_factor(record)
         finally:
             self.adaptation.ended(record)
         return node, inference
@@ -140,6 +143,25 @@ class Dispatch:
             attempt.spent_ms = (time.monotonic() - began_s) * 1e3
         attempt.outcome = "answered"
         return self._name, inference
+
+    def factor(self, agent: str) -> float:
+        """Return the mean work of an agent's frames in full passes, 1 if nothing is known."""
+        return self._factors.get(agent, 1.0)
+
+    def _learn_factor(self, record: Record) -> None:
+        """Learn what earlier frames save: of the time of a full pass, as it was predicted."""
+        place = record.decision.option if record.decision else None
+        inference = record.inference
+        if inference is None:
+            return
+        if place is None:
+            ratio = 0.0  # the earlier answer held
+        elif inference.rung == "full" or place.service_ms <= 0:
+            ratio = 1.0
+        else:
+            ratio = inference.service_ms / place.service_ms
+        known = self.factor(record.agent)
+        self._factors[record.agent] = known + FACTOR_GAIN * (min(1.0, ratio) - known)
 
     def _costs_ms(self, place: Option, worker: WorkerHandle) -> dict[Way, float]:
         """Return what each way is predicted to take at a place; a peer's efforts as ours."""
@@ -211,7 +233,8 @@ class Dispatch:
             "bounced": bounced,
             "image": jpeg,
         }
-        self._view.sent(node, digest[:SHORT], record.tier, sent_s)
+        factor = self.factor(record.agent)
+        self._view.sent(node, digest[:SHORT], record.tier, sent_s, factor)
         attempt = record.attempt(node)
         try:
             answered_by, inference = await self._peers.infer(node, request, timeout_ms / 1e3)
@@ -221,10 +244,14 @@ class Dispatch:
             self._counters.add("forward_failed", reason=error.reason)
             if error.silent:
                 self._view.unanswered(node, now_s)
+                return None
+            if error.reason in LATE:
+                # Had it been answered, it would have been after the deadline.
+                self._view.was_late(node, there.finish_ms, record.budget_ms, now_s)
             else:
-                self._view.refused(node, now_s)
-                given.refused(now_s)
-                budget.rejoin(given, now_s)
+                self._view.refused(node, record.budget_ms, now_s)
+            given.refused(now_s)
+            budget.rejoin(given, now_s)
             return None
         now_s = time.monotonic()
         spent_ms = (now_s - sent_s) * 1e3

@@ -34,7 +34,7 @@ HELPS = {
 def stats(d: "Daemon") -> dict[str, Any]:
     """Return this node's counts since its start, and latencies of the last minute."""
     count = d.counters.get
-    p50_ms, p95_ms = d.agents.latencies.quantiles(time.monotonic(), 0.5, 0.95)
+    p50_ms, p95_ms = d.station.agents.latencies.quantiles(time.monotonic(), 0.5, 0.95)
     return {
         "frames": count("frames"),
         "answered": count("answered"),
@@ -52,14 +52,14 @@ def stats(d: "Daemon") -> dict[str, Any]:
         "gossip": dict(d.gossip.counters),
         "journal": dict(d.journal.counters),
         "peer_auth": dict(d.verifier.counters),
-        "outputs": {name: list(counts) for name, counts in d.outputs.counts().items()},
-        "ladder": {w.spec.name: dict(w.ladder_counts) for w in d.pool.living},
+        "outputs": {name: list(counts) for name, counts in d.station.outputs.counts().items()},
+        "ladder": {w.spec.name: dict(w.ladder_counts) for w in d.station.pool.living},
     }
 
 
 def metrics_text(d: "Daemon", problems: int, cameras: Iterable[reuse.Json]) -> str:
     """Return the metrics in Prometheus' text format; `cameras` as `reuse.records` gives them."""
-    p50_ms, p95_ms = d.agents.latencies.quantiles(time.monotonic(), 0.5, 0.95)
+    p50_ms, p95_ms = d.station.agents.latencies.quantiles(time.monotonic(), 0.5, 0.95)
     families = d.counters.families("edge_node_", HELPS)
     families.append(
         Family(
@@ -96,7 +96,7 @@ def metrics_text(d: "Daemon", problems: int, cameras: Iterable[reuse.Json]) -> s
             "Results written to an output, and dropped because it could not keep up.",
             [
                 ({"output": name, "outcome": outcome}, number)
-                for name, counts in d.outputs.counts().items()
+                for name, counts in d.station.outputs.counts().items()
                 for outcome, number in zip(("written", "dropped"), counts, strict=True)
             ],
         )
@@ -106,7 +106,7 @@ def metrics_text(d: "Daemon", problems: int, cameras: Iterable[reuse.Json]) -> s
             "edge_node_reuse_state_bytes",
             "gauge",
             "Memory that workers hold to answer unchanged frames.",
-            [({"accelerator": w.spec.name}, w.cache_bytes) for w in d.pool.living],
+            [({"accelerator": w.spec.name}, w.cache_bytes) for w in d.station.pool.living],
         )
     )
     return render(families + reuse.families(cameras) + _gauges(d, problems))
@@ -119,9 +119,9 @@ def _gauges(d: "Daemon", problems: int) -> list[Family]:
             sum(m.state in ("self", "alive") for m in d.gossip.members()),
             "Nodes believed alive, this one included.",
         ),
-        "agents_hosted": (len(d.agents.hosted), "Agents that run here."),
-        "draining": (d.health.draining, "Whether an operator wants this node empty."),
-        "hot": (d.health.hot, "Whether this node is too hot to keep its agents."),
+        "agents_hosted": (len(d.station.agents.hosted), "Agents that run here."),
+        "draining": (d.station.health.draining, "Whether an operator wants this node empty."),
+        "hot": (d.station.health.hot, "Whether this node is too hot to keep its agents."),
         "degraded": (problems, "Problems that need an operator."),
     }
     return [

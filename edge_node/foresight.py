@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class Foresight:
     def foreseen(self, option: Option, way: Way) -> Option:
         """Return an option with the service time that is predicted for it."""
         service_ms = self.service_ms(option.node, way, option.wait_ms, option.service_ms)
-        return Option(option.node, option.wait_ms, service_ms, option.network_ms)
+        return replace(option, service_ms=service_ms)
 
     def ended(self, record: Record) -> None:
         """Learn from a task of this node's own that was answered where it was sent first."""

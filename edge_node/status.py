@@ -1,35 +1,29 @@
-"""What this node shows of itself and takes from outside: the daemon as HTTP sees it.
+"""What this node shows of itself and of the fleet: the daemon as HTTP reads it.
 
 Owns no state: it reads the parts and shapes plain data (docs/operations.md lists the fields).
+Never changes anything; what does is in :mod:`edge_node.requests`.
 Invariant: a field missing from a peer's record is None here, never an error.
 """
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import edge_node
-from crdt import Change, Value
+from crdt import Change
 from edge_node import clock, exposition, reuse
 from edge_node.cameras.address import public_address
 from edge_node.cameras.agents import HostedAgent
 from edge_node.cameras.spec import AgentSpec
 from edge_node.decisions import KEPT, explain
-from edge_node.dispatch import SUBMITTED
-from edge_node.fleet.journal import JournalFull
 from edge_node.fleet.load import Capacity
-from edge_node.fleet.shared import PREFIX
-from edge_node.fleet.tiers import TIER
-from edge_node.workers import ModelError
 
 if TYPE_CHECKING:
     from edge_node.daemon import Daemon
 
 Json = dict[str, Any]
 
-VISIBLE_TIMEOUT_S = 3.0
 CONTESTED = (
     "another process signs with this node's key, so peers may ignore this node: stop the copy of "
     "its state_dir; if they still ignore it, give this node an empty state_dir (it gets a new id)"
@@ -37,7 +31,7 @@ CONTESTED = (
 
 
 class Status:
-    """Implements :class:`edge_node.api.view.NodeView` on a running daemon."""
+    """The part of :class:`edge_node.api.view.NodeView` that reads a running daemon."""
 
     def __init__(self, daemon: "Daemon") -> None:
         self._daemon = daemon
@@ -46,10 +40,10 @@ class Status:
 
     def node(self) -> Json:
         """Describe this node."""
-        d = self._daemon
-        workers = {worker.spec.name: worker for worker in d.pool.workers}
+        d, station = self._daemon, self._daemon.station
+        workers = {worker.spec.name: worker for worker in station.pool.workers}
         accelerators = []
-        for probe in d.pool.probes:
+        for probe in station.pool.probes:
             worker = workers.get(probe.spec.name)
             accelerators.append(
                 {
@@ -73,16 +67,16 @@ class Status:
             "boot": d.boot,
             "accelerators": accelerators,
             "zone": d.config.node.zone,
-            "draining": d.health.draining,
-            "hot": d.health.hot,
+            "draining": station.health.draining,
+            "hot": station.health.hot,
             "degraded": self._problems(),
         }
 
     def _problems(self) -> list[str]:
-        d = self._daemon
-        problems = [d.writes.waiting, d.release.error, *d.trust.problems]
-        problems += d.outputs.problems
-        problems += d.pool.problems
+        d, station = self._daemon, self._daemon.station
+        problems = [d.writes.waiting, station.release.error, *d.trust.problems]
+        problems += station.outputs.problems
+        problems += station.pool.problems
         problems += d.writes.refused.values()
         if d.store.contested:
             problems.append(CONTESTED)
@@ -91,23 +85,23 @@ class Status:
                 f"{d.store.hidden} values are dated in the future and wait for their time: the "
                 "fleet's clocks differ, check NTP on every node"
             )
-        problems += d.hosts.problems.values()
-        if d.health.hot:
-            problems.append(f"this node is {d.health.temperature}: it gives its cameras away")
+        problems += station.hosts.problems.values()
+        if station.health.hot:
+            problems.append(f"this node is {station.health.temperature}: it gives its cameras away")
         problems += [
             f"camera {name} does not run: another node's camera has this name; rename one"
-            for name in d.hosts.conflicts()
+            for name in station.hosts.conflicts()
         ]
         return [problem for problem in problems if problem]
 
     def ready(self) -> tuple[bool, list[str]]:
         """Say whether frames can be answered."""
-        d = self._daemon
+        station = self._daemon.station
         reasons = []
-        if not d.pool.living:
+        if not station.pool.living:
             reasons.append("no accelerator works")
-        elif not d.release.digest:
-            reasons.append(d.release.error or "no model is loaded yet")
+        elif not station.release.digest:
+            reasons.append(station.release.error or "no model is loaded yet")
         return not reasons, reasons
 
     def stats(self) -> Json:
@@ -122,9 +116,9 @@ class Status:
 
     def peers(self) -> list[Json]:
         """List the members that this node knows, itself first."""
-        d, now_s = self._daemon, time.monotonic()
+        d, load, now_s = self._daemon, self._daemon.station.load, time.monotonic()
         members = d.gossip.members()
-        capacities = d.load.capacities(frozenset(member.node_id for member in members))
+        capacities = load.capacities(frozenset(member.node_id for member in members))
         unknown = Capacity(0.0, False, "")
         return [
             {
@@ -138,7 +132,7 @@ class Status:
                 "zone": (capacity := capacities.get(member.node_id, unknown)).zone,
                 "draining": capacity.draining,
                 "hot": capacity.hot,
-                "load": d.load.own() if member.state == "self" else d.load.of(member.node_id),
+                "load": load.own() if member.state == "self" else load.of(member.node_id),
             }
             for member in sorted(
                 members,
@@ -148,17 +142,17 @@ class Status:
 
     def agents(self) -> list[Json]:
         """List the fleet's agents; counts only of those that run here."""
-        d = self._daemon
-        return [self._agent(spec) for _, spec in sorted(d.hosts.specs().items())]
+        station = self._daemon.station
+        return [self._agent(spec) for _, spec in sorted(station.hosts.specs().items())]
 
     def _agent(self, spec: AgentSpec) -> Json:
-        d = self._daemon
-        hosted = d.agents.hosted.get(spec.name)
-        host = d.hosts.host_of(spec)
+        d, station = self._daemon, self._daemon.station
+        hosted = station.agents.hosted.get(spec.name)
+        host = station.hosts.host_of(spec)
         alive = host == d.identity.node_id or d.directory.address_of(host) is not None
-        latest = d.agents.latest.get(spec.name) if hosted else None
-        if spec.name in d.hosts.problems or (hosted and not hosted.worker.alive):
-            state, reason = "waiting", d.hosts.problems.get(spec.name, "its worker is down")
+        latest = station.agents.latest.get(spec.name) if hosted else None
+        if spec.name in station.hosts.problems or (hosted and not hosted.worker.alive):
+            state, reason = "waiting", station.hosts.problems.get(spec.name, "its worker is down")
         elif hosted:
             state, reason = hosted.state, hosted.reason
         else:
@@ -169,7 +163,7 @@ class Status:
             "host": d.directory.name_of(host),
             "here": hosted is not None,
             "source": public_address(spec.source),
-            "tier": d.tiers.tier_of(spec.name),
+            "tier": station.tiers.tier_of(spec.name),
             "fps": spec.fps,
             "deadline_ms": spec.deadline_ms,
             "state": state,
@@ -194,12 +188,12 @@ class Status:
 
     def tiers(self) -> list[Json]:
         """List every agent's tier and where it comes from."""
-        d, now_ms = self._daemon, clock.now().wall_ms
+        d, station, now_ms = self._daemon, self._daemon.station, clock.now().wall_ms
         rows = []
-        for name, spec in sorted(d.hosts.specs().items()):
-            hosted = d.agents.hosted.get(name)
+        for name, spec in sorted(station.hosts.specs().items()):
+            hosted = station.agents.hosted.get(name)
             ended = hosted.answered + hosted.shed + hosted.lost if hosted else 0
-            standing = d.tiers.standing(spec)
+            standing = station.tiers.standing(spec)
             since_ms = standing.since_ms
             rows.append(
                 {
@@ -211,7 +205,7 @@ class Status:
                     "reason": standing.reason,
                     "since_s": None if since_ms is None else round((now_ms - since_ms) / 1e3, 1),
                     "history": [asdict(change) for change in standing.history],
-                    "host": d.directory.name_of(d.hosts.host_of(spec)),
+                    "host": d.directory.name_of(station.hosts.host_of(spec)),
                     "deadline_ms": spec.deadline_ms,
                     "met_ratio": round(hosted.met / ended, 4) if hosted and ended else None,
                 }
@@ -220,32 +214,34 @@ class Status:
 
     def cache(self) -> list[Json]:
         """List what this node's workers reuse of each camera, and who else holds an entry."""
-        d = self._daemon
+        d, station = self._daemon, self._daemon.station
 
         def holders(agent: str, digest: str) -> list[Json]:
             return [
                 {"id": holder.node, "name": d.directory.name_of(holder.node)}
-                for holder in d.holdings.of(agent, digest)
+                for holder in station.holdings.of(agent, digest)
                 if d.directory.address_of(holder.node) is not None
             ]
 
-        variants = {file.digest: file.variant for file in d.release.manifest.variants.values()}
-        return reuse.records(d.pool.living, variants, d.agents.hosted.keys(), holders)
+        variants = {
+            file.digest: file.variant for file in station.release.manifest.variants.values()
+        }
+        return reuse.records(station.pool.living, variants, station.agents.hosted.keys(), holders)
 
     def affinity(self) -> Json:
         """Describe what this node has learned of what tasks take where."""
-        return self._daemon.foresight.state()
+        return self._daemon.station.foresight.state()
 
     def models(self) -> list[Json]:
         """List the models: what is desired, and what each living node says that it runs."""
-        d = self._daemon
-        entry = d.release.describe(d.store.fleet(d.release.key, clock.now()))
+        d, station = self._daemon, self._daemon.station
+        entry = station.release.describe(d.store.fleet(station.release.key, clock.now()))
         running = {}
         for member in d.gossip.members():
             if member.state == "self":
-                running[d.directory.name_of(member.node_id)] = d.load.own()["running"]
+                running[d.directory.name_of(member.node_id)] = station.load.own()["running"]
             elif member.state in ("alive", "suspect"):
-                load = d.load.of(member.node_id)
+                load = station.load.of(member.node_id)
                 if load is not None:
                     running[d.directory.name_of(member.node_id)] = load.get("running")
         return [{**entry, "running": running}]
@@ -253,6 +249,23 @@ class Status:
     def keys(self) -> Json:
         """Describe the fleet's keys, but no secret."""
         return self._daemon.trust.describe()
+
+    def why(self, agent: str, frame: int | None) -> Json:
+        """Explain where a frame ran; see :func:`edge_node.decisions.explain`.
+
+        Raises:
+            KeyError: nothing is known of it here.
+        """
+        d, station = self._daemon, self._daemon.station
+        record = station.dispatch.decisions.find(agent, frame)
+        if record is None:
+            which = f"{agent}/{frame}" if frame is not None else agent
+            raise KeyError(
+                f"no decision about {which} is known here: it is none of the last "
+                f"{KEPT}, or another node's; edge-node agents says which node runs an agent"
+            )
+        own = d.config.node.name
+        return explain(record, lambda node: own if node is None else d.directory.name_of(node))
 
     # The replica
 
@@ -297,7 +310,7 @@ class Status:
 
     def latest(self) -> dict[str, Json]:
         """Return the newest result of each agent that ran here, by agent."""
-        return dict(self._daemon.agents.latest)
+        return dict(self._daemon.station.agents.latest)
 
     def subscribe_changes(self) -> AsyncIterator[Json]:
         """Follow changes of the replica."""
@@ -305,186 +318,7 @@ class Status:
 
     def subscribe_detections(self) -> AsyncIterator[Json]:
         """Follow results as they come."""
-        return self._daemon.detections.subscribe()
-
-    # Requests that change or run something
-
-    async def set_model(self, name: str, variant: str) -> Json:
-        """Make ``variant`` the fleet's release of ``name``, after it loaded here.
-
-        Raises:
-            KeyError: there is no such model or variant.
-            ModelError: it does not load here; the release is unchanged.
-            JournalFull: the change could not be made durable yet; it waits for the disk.
-        """
-        d = self._daemon
-        if name != d.release.manifest.name:
-            raise KeyError(f"no model {name}; there is: {d.release.manifest.name}")
-        if variant not in d.release.manifest.variants:
-            known = ", ".join(sorted(d.release.manifest.variants))
-            raise KeyError(f"{name} has no variant {variant}; it has: {known}")
-        file = d.release.file(variant)
-        await d.release.load(file)
-        value: Value = {"variant": variant, "version": file.version, "digest": file.digest}
-        await d.writes.acquainted.wait()
-        before = d.store.fleet_entry(d.release.key, clock.now())
-        if not d.writes.stage(d.store.set_fleet, d.release.key, value, clock.now()):
-            raise JournalFull(d.writes.refused[d.release.key])
-        d.writes.commit()
-        now = await self._shown_after(d.release.key, before)
-        if now is None or now[0] != value:
-            raise ModelError("another node set this model at the same moment; that one counts")
-        return self.models()[0]
-
-    async def set_tier(self, agent: str, tier: int | None) -> Json:
-        """Set an agent's tier for the whole fleet, None ends that; return its `tiers()` row.
-
-        Raises:
-            KeyError: there is no such agent.
-            ValueError: there is no such tier.
-            JournalFull: the change could not be made durable yet; it waits for the disk.
-        """
-        d = self._daemon
-        await d.writes.acquainted.wait()
-        register = TIER + agent
-        before = d.store.fleet_entry(register, clock.now())
-        if not d.tiers.override(agent, tier):
-            raise JournalFull(d.writes.refused[register])
-        d.writes.commit()
-        await self._shown_after(register, before)
-        return next((row for row in self.tiers() if row["agent"] == agent), {"agent": agent})
-
-    async def drain(self, on: bool) -> Json:
-        """Have this node give its agents away, or no longer; return what it still runs.
-
-        Raises:
-            JournalFull: the change could not be made durable yet; it waits for the disk.
-        """
-        d = self._daemon
-        await d.writes.acquainted.wait()
-        d.drain(on)
-
-        def published() -> bool:
-            record = d.store.owner(d.identity.node_id, "node")
-            return isinstance(record, dict) and record.get("draining") is on
-
-        await self._shown(published)
-        return {"draining": on, "hot": d.health.hot, "agents": sorted(d.agents.hosted)}
-
-    async def rotate_keys(self, epoch: int, force: bool) -> Json:
-        """Give the fleet a new key; see :meth:`edge_node.fleet.trust.Trust.rotate`."""
-        await self._daemon.trust.rotate(epoch, force)
-        return self.keys()
-
-    async def revoke(self, member: str, revoked: bool) -> Json:
-        """Revoke a member, or take it back in; see :meth:`edge_node.fleet.trust.Trust.revoke`."""
-        node = await self._daemon.trust.revoke(member, revoked)
-        return {"id": node, "name": self._daemon.directory.name_of(node), "revoked": revoked}
-
-    def why(self, agent: str, frame: int | None) -> Json:
-        """Explain where a frame ran; see :func:`edge_node.decisions.explain`.
-
-        Raises:
-            KeyError: nothing is known of it here.
-        """
-        d = self._daemon
-        record = d.dispatch.decisions.find(agent, frame)
-        if record is None:
-            which = f"{agent}/{frame}" if frame is not None else agent
-            raise KeyError(
-                f"no decision about {which} is known here: it is none of the last "
-                f"{KEPT}, or another node's; edge-node agents says which node runs an agent"
-            )
-        own = d.config.node.name
-        return explain(record, lambda node: own if node is None else d.directory.name_of(node))
-
-    async def infer(self, variant: str, deadline_ms: float, tier: int, image: bytes) -> Json:
-        """Answer one image, here or elsewhere; see :meth:`edge_node.dispatch.Dispatch.submit`."""
-        d = self._daemon
-        digest = d.release.digest
-        if variant:
-            if variant not in d.release.manifest.variants:
-                known = ", ".join(sorted(d.release.manifest.variants))
-                raise KeyError(f"no variant {variant}; there is: {known}")
-            digest = d.release.manifest.variants[variant].digest
-        if not digest:
-            raise ModelError(d.release.error or "no model is loaded yet")
-        answer = await d.dispatch.submit(digest, tier, deadline_ms, image)
-        return {
-            "frame": f"{SUBMITTED}/{answer.frame}",
-            "node": answer.node,
-            "variant": answer.inference.variant,
-            "digest": answer.inference.digest,
-            "effort": answer.inference.effort,
-            "rung": answer.inference.rung,
-            "latency_ms": round(answer.spent_s * 1e3, 2),
-            "met": answer.spent_s * 1e3 <= deadline_ms,
-            "boxes": [d.agents.box(*box) for box in answer.inference.boxes],
-        }
-
-    async def peer_infer(self, sender: bytes, request: Mapping[str, Any]) -> Json:
-        """Answer one frame of a peer's camera; see :meth:`edge_node.dispatch.Dispatch.receive`."""
-        answered_by, inference = await self._daemon.dispatch.receive(sender, request)
-        return {
-            "boxes": inference.boxes,
-            "digest": inference.digest,
-            "variant": inference.variant,
-            "effort": inference.effort,
-            "rung": inference.rung,
-            "service_ms": inference.service_ms,
-            "wait_ms": inference.wait_ms,
-            "waits_ms": inference.waits_ms,
-            "node": answered_by,
-        }
-
-    async def peer_artifact(self, digest: str) -> bytes | None:
-        """Return the artifact of a digest, None if it is not held here."""
-        return await self._daemon.shared.bytes_of(digest)
-
-    async def value(self, key: str) -> Value:
-        """Read an application's value, None if there is none.
-
-        Raises:
-            Unavailable: a large one whose holders do not answer.
-        """
-        return await self._daemon.shared.get(key)
-
-    async def set_value(self, key: str, value: Value) -> None:
-        """Set an application's value, None deletes it; return when it shows here.
-
-        Raises:
-            ValueError: the key or value is not one, or too large.
-            ArtifactsFull: this node has no room for another large value.
-            JournalFull: the change could not be made durable yet; it waits for the disk.
-        """
-        d = self._daemon
-        register = PREFIX + key
-        before = d.store.fleet_entry(register, clock.now())
-        await d.shared.set(key, value)
-        await self._shown_after(register, before)
-
-    async def _shown_after(
-        self, key: str, before: tuple[Value, int, bytes] | None
-    ) -> tuple[Value, int, bytes] | None:
-        """Wait until a register reads differently from `before`; return how it reads."""
-        store = self._daemon.store
-        await self._shown(lambda: store.fleet_entry(key, clock.now()) != before)
-        return store.fleet_entry(key, clock.now())
-
-    async def _shown(self, condition: Callable[[], bool]) -> None:
-        deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
-        while not condition():
-            if time.monotonic() > deadline_s:
-                waiting = self._daemon.writes.waiting
-                raise JournalFull(waiting or "the change is not durable yet")
-            await asyncio.sleep(0.01)
-
-    async def peer_cache(self, agent: str, digest: str) -> bytes | None:
-        """Export the reuse state of ``agent``, None if no worker holds it."""
-        for worker in self._daemon.pool.living:
-            if entry := await worker.export_cache(agent, digest):
-                return entry
-        return None
+        return self._daemon.station.detections.subscribe()
 
 
 def _shown(value: object) -> object:

@@ -1,7 +1,7 @@
 """One life of a worker process: spawned, asked, watched, ended.
 
 Owns the process, its socket and the requests under way; never restarts anything (that is
-`workers`). Invariants: every request ends exactly once, with a value or an exception; when the
+`supervision`). Invariants: every request ends exactly once, with a value or an exception; when the
 process is gone, or hangs and is killed, `ended` carries the reason and whatever was under way
 has got `Shed("worker died")`.
 """

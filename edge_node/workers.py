@@ -1,10 +1,10 @@
-"""The daemon's side of the worker processes: one supervised handle per accelerator.
+"""The daemon's side of the worker processes: one handle per accelerator, whatever its process does.
 
-Owns the supervision (heartbeat, kill, respawn with backoff, reloading) and the requests to a
-worker; imports neither numpy nor ONNX Runtime nor PyAV, and no pixel passes through here but as
-JPEG. Invariant: what `load`, `open_camera` and `use` established survives the death of the
-process: the next one is told all of it before `WorkerReady`, and a model that it cannot load is
-no longer in `loaded` then. No call but `infer_*` and `encode_frame` raises Shed.
+Owns what a worker is to hold and the requests to it; keeping a process alive is `supervision`'s.
+Imports neither numpy nor ONNX Runtime nor PyAV, and no pixel passes through here but as JPEG.
+Invariant: what `load`, `open_camera` and `use` established survives the death of the process: the
+next one is told all of it before `WorkerReady`, and a model that it cannot load is no longer in
+`loaded` then. No call but `infer_*` and `encode_frame` raises Shed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edge_node.worker_link import LinkEnded, WorkerLink
+from edge_node.supervision import Supervisor
+from edge_node.worker_link import WorkerLink
 from models.accelerators import AcceleratorSpec
 from models.wire import (
     EFFORTS,
@@ -53,10 +54,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 30.0
-HEALTHY_AFTER_S = 30.0  # a worker that lived this long is respawned without delay
 LOAD_LIMIT_S = 180.0
-LEAVE_LIMIT_S = 2.0
 
 
 class WorkerHandle:
@@ -79,17 +77,19 @@ class WorkerHandle:
         self.spec = spec
         self._on_frame = on_frame
         self._on_event = on_event
-        self._python = python
-        self._heartbeat_s = heartbeat_s
-        self._hang_s = hang_s
         self._models: dict[str, ModelFile] = {}
         self._cameras: dict[str, tuple[CameraSpec, str]] = {}
         self._next_frame: dict[str, int] = {}
         self._costs_s: dict[str, dict[Effort, float]] = {}
         self._held: set[tuple[str, str]] = set()
-        self._link: WorkerLink | None = None  # only while it serves
         self._draining = False
-        self._supervisor: asyncio.Task[None] | None = None
+        self._supervisor = Supervisor(
+            spec, python, heartbeat_s, hang_s, self._prepare, self._event, self._mourn
+        )
+
+    @property
+    def _link(self) -> WorkerLink | None:
+        return self._supervisor.link
 
     @property
     def pid(self) -> int | None:
@@ -160,19 +160,12 @@ class WorkerHandle:
 
         A failed start is reported as `WorkerDied` and retried like any other death.
         """
-        first = asyncio.get_running_loop().create_future()
-        self._supervisor = asyncio.create_task(self._supervise(first))
-        await first
+        await self._supervisor.start()
 
     async def stop(self, drain_s: float) -> None:
         """Shed new work, wait up to `drain_s` for work under way, end the worker."""
         self._draining = True
-        if self._link is not None:
-            await self._link.drained(drain_s)
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.wait([self._supervisor])
-            self._supervisor = None
+        await self._supervisor.stop(drain_s)
 
     async def load(self, model: ModelFile) -> None:
         """Load and warm a model; afterwards it is usable by its digest.
@@ -332,51 +325,9 @@ class WorkerHandle:
         if digest and digest not in self._models:
             raise ModelError(f"no model with digest {digest[:16]} is loaded on {self.spec.name}")
 
-    async def _supervise(self, first: asyncio.Future[None]) -> None:
-        loop = asyncio.get_running_loop()
-        pause_s = FIRST_PAUSE_S
-        try:
-            while True:
-                started_s = loop.time()
-                try:
-                    reason = await self._live(first)
-                except LinkEnded as ended:
-                    reason = str(ended)
-                except Exception as error:  # ours, but the node must not go blind
-                    log.critical("supervising %s failed", self.spec.name, exc_info=error)
-                    reason = f"its supervision failed: {error!r}"
-                self._mourn(reason)
-                if not first.done():
-                    first.set_result(None)
-                if loop.time() - started_s > HEALTHY_AFTER_S:
-                    pause_s = FIRST_PAUSE_S
-                await asyncio.sleep(pause_s)
-                pause_s = min(LAST_PAUSE_S, pause_s * 2)
-        finally:
-            if not first.done():
-                first.cancel()
-
-    async def _live(self, first: asyncio.Future[None]) -> str:
-        """Run one worker process from its start to its end; return why it ended.
-
-        Raises LinkEnded when it cannot be started. However this ends, so does the process.
-        """
-        link = await WorkerLink.spawn(self.spec, self._python, self._event)
-        watching = asyncio.create_task(link.watch(self._heartbeat_s, self._hang_s))
-        try:
-            try:
-                self._costs_s = await self._restore(link)
-            except Shed:
-                return await watching
-            self._link = link
-            self._tell(WorkerReady())
-            if not first.done():
-                first.set_result(None)
-            return await watching
-        finally:
-            self._link = None
-            watching.cancel()
-            await link.close(LEAVE_LIMIT_S)
+    async def _prepare(self, link: WorkerLink) -> None:
+        self._costs_s = await self._restore(link)
+        self._tell(WorkerReady())
 
     async def _restore(self, link: WorkerLink) -> dict[str, dict[Effort, float]]:
         """Tell a new process everything its predecessor knew; return the costs of its models.

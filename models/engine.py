@@ -44,6 +44,7 @@ ROOM, LEARN_WITHOUT_ROOM = 0.7, 32
 LOAD_MEMORY_S = 10.0
 # It may take as long as so many passes before it is taken to hang.
 LEARN_PASSES = 32
+MOST_RATIOS = 1024
 
 Answer = Inference | Shed | ModelError
 
@@ -52,8 +53,9 @@ Answer = Inference | Shed | ModelError
 class View:
     """One frame as one model sees it, for all agents of its camera.
 
-    `ladder` is None where nothing is reused. `found` is its answer: the one that it may reuse, else the one of the first pass. `is_asked`
-    once that pass waits for its turn: what is asked later costs nothing.
+    `ladder` is None where nothing is reused. `found` is its answer: the one that it may reuse,
+    else the one of the first pass. `is_asked` once that pass waits for its turn: what is asked
+    later costs nothing.
     """
 
     digest: str
@@ -115,6 +117,8 @@ class Engine:
         self._wake = threading.Condition()
         self._sessions: dict[str, Session] = {}
         self._estimates: dict[tuple[str, Effort], Estimate] = {}
+        # Of what a pass of an agent's frame costs to that of a dense one: less where it is sparse.
+        self._ratios: dict[tuple[str, str, Effort], float] = {}
         self._running_since_s = 0.0  # 0 = idle
         self._passes = 1  # that what is running now counts as at most
         self._learn_s = 0.0  # moving average of what a calibration takes a frame
@@ -212,14 +216,16 @@ class Engine:
 
     def _push(self, job: Job, deadline_s: float, tier: int) -> list[tuple[Job, Answer]]:
         """Queue a job; return who goes unserved, and why: others, or the job itself."""
-        estimate = self._estimates.get((job.digest, job.effort))
+        key = (job.digest, job.effort)
+        estimate = self._estimates.get(key)
         if self._stopping:
             return [(job, Shed("draining"))]
         if estimate is None:
             return [(job, ModelError(f"no model with digest {job.digest[:16]} is loaded"))]
         view = job.view if job.effort == "full" else None  # half is no pass that others wait for
         is_free = view is not None and view.is_asked
-        run_s, cost_s = (0.0, 0.0) if is_free else (estimate.run_s, estimate.cost_s)
+        ratio = 0.0 if is_free else self._ratios.get((job.agent, *key), 1.0)
+        run_s, cost_s = ratio * estimate.run_s, ratio * estimate.cost_s
         task = Task(job.agent, deadline_s, tier, run_s, cost_s, job.arrived_s, job)
         try:
             victims = self._queue.push(task, time.monotonic())
@@ -311,8 +317,10 @@ class Engine:
             self._running_since_s = 0.0
             self._busy_until_s = started_s + cost_s
             estimate = self._estimates.get((job.digest, effort))
-            if estimate and isinstance(outcome, Outcome) and outcome.rung == "full":
-                estimate.learn(wall_s, cost_s)
+            if estimate and isinstance(outcome, Outcome):
+                self._learn_ratio((job.agent, job.digest, effort), cost_s / estimate.cost_s)
+                if outcome.rung == "full":
+                    estimate.learn(wall_s, cost_s)
         if isinstance(outcome, ModelError):
             job.reply(outcome)
         else:
@@ -324,6 +332,12 @@ class Engine:
             self._busy_until_s = until_s
             while not self._stopping and (rest_s := until_s - time.monotonic()) > 0:
                 self._wake.wait(timeout=rest_s)
+
+    def _learn_ratio(self, key: tuple[str, str, Effort], ratio: float) -> None:
+        known = self._ratios.pop(key, 1.0)
+        self._ratios[key] = known + EMA_WEIGHT * (min(1.0, ratio) - known)
+        while len(self._ratios) > MOST_RATIOS:
+            del self._ratios[next(iter(self._ratios))]  # whose frames came longest ago
 
     def _note_load(self, now_s: float, cost_s: float) -> None:
         """Let the past fade and add a pass. With steady work this is the share it takes."""

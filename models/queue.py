@@ -11,6 +11,7 @@ after them; every task leaves exactly once, either popped or shed with a counted
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ Payload = TypeVar("Payload")
 
 FLOOR = 0.1
 """Least part of the others' time that tier 3 gets while it waits."""
+
+TAKEN_MEMORY_S = 2.0
+MOST_TAKEN = 0.8
+"""Of the time, that the more critical tiers are expected to go on taking at the most."""
 
 AHEAD_S = 0.1
 """How much more than its share an agent may have been served before it comes after the others."""
@@ -70,16 +75,26 @@ class _Lane(Generic[Payload]):
         self.waiting_s += task.cost_s
         self.length += 1
 
-    def head(self) -> Task[Payload] | None:
-        """Return what should run next; it stays. O(agents)."""
-        best: tuple[bool, float, int, Task[Payload]] | None = None
+    def late(self, now_s: float) -> list[Task[Payload]]:
+        """Return the most urgent tasks of each agent that can no longer make it. O(agents)."""
+        late: list[Task[Payload]] = []
         for agent in [*self._heaps]:
             heap = self._heaps[agent]
-            while heap and not heap[0][2].waiting:
+            while heap:
+                task = heap[0][2]
+                if task.waiting and now_s + task.run_s <= task.deadline_s:
+                    break
                 heapq.heappop(heap)
+                if task.waiting:
+                    late.append(task)
             if not heap:
                 del self._heaps[agent]
-                continue
+        return late
+
+    def head(self) -> Task[Payload] | None:
+        """Return what should run next, when `late` has just been asked; it stays. O(agents)."""
+        best: tuple[bool, float, int, Task[Payload]] | None = None
+        for agent, heap in self._heaps.items():
             is_ahead = self._served_s.get(agent, 0.0) > self._virtual_s + AHEAD_S
             if best is None or (is_ahead, *heap[0]) < best:
                 best = (is_ahead, *heap[0])
@@ -117,14 +132,22 @@ class DeadlineQueue(Generic[Payload]):
         self._held: Counter[str] = Counter()
         self._order = 0
         self._owed_s = 0.0  # to tier 3
+        self._taken = [0.0] * len(self._lanes)  # share of the time that each tier took lately,
+        self._taken_s = 0.0  # as of then
 
     def __len__(self) -> int:
         return sum(lane.length for lane in self._lanes)
 
     def waits_s(self) -> tuple[float, float, float]:
-        """Return the predicted time that what is before a new task takes, by its tier 1, 2, 3."""
+        """Return the predicted wait of a new task of tier 1, 2, 3.
+
+        That is what waits before it, and what of the more critical tiers is likely to come
+        meanwhile: as much as came lately (Kleinrock's conservation for a priority queue).
+        """
         first, second, third = (lane.waiting_s for lane in self._lanes)
-        return first, first + second, first + second + third
+        before = [0.0, self._taken[0], self._taken[0] + self._taken[1]]
+        left_of = [1.0 - min(MOST_TAKEN, share) for share in before]
+        return first, (first + second) / left_of[1], (first + second + third) / left_of[2]
 
     def held_by(self, agent: str) -> int:
         """Return how many tasks of an agent wait."""
@@ -157,23 +180,30 @@ class DeadlineQueue(Generic[Payload]):
     def pop(self, now_s: float) -> tuple[Task[Payload] | None, list[Task[Payload]]]:
         """Return the next task to run and those shed on the way ("deadline").
 
-        A task that, started now, would finish after its deadline is shed. O(k (agents + log n)).
+        A task that, started now, would finish after its deadline is shed, of whatever tier it is.
+        O(agents + k log n).
         """
-        shed: list[Task[Payload]] = []
-        while (task := self._next()) is not None:
-            if now_s + task.run_s > task.deadline_s:
-                self._leave(task)
-                self.shed["deadline"] += 1
-                shed.append(task)
-                continue
+        shed = [task for lane in self._lanes for task in lane.late(now_s)]
+        for late in shed:
+            self._leave(late)
+        self.shed["deadline"] += len(shed)
+        task = self._next()
+        if task is not None:
             self._lanes[task.tier - 1].serve(task)
             if task.tier == len(self._lanes):
                 self._owed_s = max(0.0, self._owed_s - task.cost_s)
             elif self._lanes[-1].length:
                 self._owed_s += FLOOR * task.cost_s
+            self._take(task, now_s)
             self._leave(task)
-            return task, shed
-        return None, shed
+        return task, shed
+
+    def _take(self, task: Task[Payload], now_s: float) -> None:
+        """Note whose tier takes the time; the past fades."""
+        fading = math.exp(min(0.0, self._taken_s - now_s) / TAKEN_MEMORY_S)
+        self._taken = [share * fading for share in self._taken]
+        self._taken[task.tier - 1] += task.cost_s / TAKEN_MEMORY_S
+        self._taken_s = now_s
 
     def remove(self, unwanted: Callable[[Task[Payload]], bool]) -> list[Task[Payload]]:
         """Take out and return the tasks for which `unwanted` holds; the caller counts. O(n)."""

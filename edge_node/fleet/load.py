@@ -62,6 +62,8 @@ class Load:
         self._counters = counters
         self._digest = digest
         self._number = 0
+        self.factor = 1.0
+        """Mean work of this node's frames in full passes, told to the peers."""
         self.closed = False
         """Whether peers are to send nothing here: the report then names no model."""
 
@@ -80,6 +82,7 @@ class Load:
             "service_ms": {d[:SHORT]: round(ms, 1) for d, ms in known[:MAX_DIGESTS]},
             "queue": worker.queue_length if worker else 0,
             "running": current[:SHORT],
+            "factor": round(self.factor, 2),
             "frames": int(count("frames")),
             "answered": int(count("answered")),
             "met": int(count("answered", met="yes")),
@@ -89,6 +92,11 @@ class Load:
         """Return the last report of a member, None if there is none."""
         load = self._gossip.volatile(node, "load")
         return load if isinstance(load, dict) else None
+
+    def factor_of(self, node: bytes) -> float:
+        """Return the mean work of a member's frames in full passes, 1 if it does not say."""
+        value = (self.of(node) or {}).get("factor")
+        return float(value) if isinstance(value, int | float) and 0 < value <= 1 else 1.0
 
     def exchange(self, view: FleetView, now: Instant) -> None:
         """Give this node's report to gossip, and take the peers' reports into ``view``."""

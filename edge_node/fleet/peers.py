@@ -6,6 +6,7 @@ challenge.
 """
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,9 @@ from models.wire import EFFORTS, Effort, Rung
 MAX_REPLY_BYTES = 4 * 2**20
 MEASURED_BYTES = 2**16  # shorter replies say nothing about bandwidth
 BANDWIDTH_GAIN = 0.3
+LATE = ("deadline", "queue full")
+"""Refusals of a peer that has too much to do."""
+
 RUNGS: Mapping[object, Rung] = {rung: rung for rung in get_args(Rung)}
 
 
@@ -127,7 +131,7 @@ class Peers:
             if status == 404 and method == "GET":
                 return None
             if status != 200:
-                raise PeerError(f"refused with {status}", silent=False)
+                raise PeerError(_refusal(status, reply), silent=False)
             return reply
         except TimeoutError as error:
             raise PeerError("no answer in time", silent=True) from error
@@ -160,6 +164,15 @@ class Peers:
             now_s = max(1e-6, spent_s) / (size_bytes * 8)
             old_s = self._bit_s.get(node, now_s)
             self._bit_s[node] = old_s + BANDWIDTH_GAIN * (now_s - old_s)
+
+
+def _refusal(status: int, reply: bytes) -> str:
+    """Say why a peer refused: its reason if it gave one that is known here."""
+    try:
+        reason = json.loads(reply).get("reason")
+    except (ValueError, AttributeError, RecursionError):
+        reason = None
+    return reason if reason in LATE else f"refused with {status}"
 
 
 def _effort(value: object) -> Effort:

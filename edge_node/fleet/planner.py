@@ -16,7 +16,7 @@ from edge_node.placement.epoch import Plan, Seat, Stream, plan, reach
 from edge_node.placement.view import FleetView
 from models.wire import SHORT
 
-NOWHERE = Reach()
+LEAST_FACTOR = 0.02
 
 
 class Planner:
@@ -59,6 +59,7 @@ class Planner:
         specs: Mapping[str, AgentSpec],
         host_of: Callable[[AgentSpec], bytes],
         tier_of: Callable[[str], int],
+        factor_of: Callable[[str], float],
         digest: str,
         living: Mapping[bytes, Capacity],
         now_s: float,
@@ -67,12 +68,25 @@ class Planner:
 
         Args:
             host_of: the node that decodes an agent's camera.
+            factor_of: mean work of an agent's frames in full passes, for agents of this node.
             digest: the model that the fleet runs.
             living: what the nodes believed alive published, this one included.
         """
+        own = [factor_of(name) for name, spec in specs.items() if host_of(spec) == self._node_id]
+        self._load.factor = max(LEAST_FACTOR, sum(own) / len(own)) if own else 1.0
         seats = self._read_seats(living, now_s)
         streams = [
-            Stream(name, digest[:SHORT], tier_of(name), spec.fps, spec.deadline_ms, host)
+            Stream(
+                name,
+                digest[:SHORT],
+                tier_of(name),
+                spec.fps,
+                spec.deadline_ms,
+                host,
+                max(LEAST_FACTOR, factor_of(name))
+                if host == self._node_id
+                else self._load.factor_of(host),
+            )
             for name, spec in specs.items()
             if (host := host_of(spec)) in living
         ]
@@ -83,19 +97,19 @@ class Planner:
         """Read what the living nodes say that they are, as far as this one believes them."""
         seats = []
         for node, capacity in living.items():
-            times = {} if capacity.leaving else self._times(node, now_s)
+            times = {} if capacity.leaving else self._times(node)
             count = float(max(1, len(capacity.providers)))
-            seats.append(Seat(node, _type(capacity, times), capacity.zone, times, count))
+            peer = self._view.peers.get(node)
+            late_ms = peer.late_ms(now_s) if peer else 0.0
+            seats.append(Seat(node, _type(capacity, times), capacity.zone, times, count, late_ms))
         return seats
 
-    def _times(self, node: bytes, now_s: float) -> dict[str, float]:
-        """Return a node's service times in ms by kind."""
+    def _times(self, node: bytes) -> dict[str, float]:
+        """Return a node's service times in ms by kind, as it says itself."""
         if node == self._node_id:
-            times = times_of(self._load.own()["service_ms"])
+            times: Mapping[str, float] = times_of(self._load.own()["service_ms"])
         else:
-            peer = self._view.peers.get(node)
-            slowness = peer.slowness(now_s) if peer else 1.0
-            times = {kind: slowness * ms for kind, ms in peer.service_ms.items()} if peer else {}
+            times = self._view.peers[node].service_ms if node in self._view.peers else {}
         return {kind: ms for kind, ms in times.items() if ms > 0}
 
 

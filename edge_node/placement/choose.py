@@ -1,26 +1,27 @@
 """Choose where one frame runs.
 
 Owns two pure functions and no state. Never does IO, and never takes the best of a whole stale view
-(all nodes would take the same, and it would be the best no longer): the place that the epoch's plan
-names is taken while it will do; otherwise this node, and only then the better of two drawn at
-random, from near first.
+(all nodes would take the same, and it would be the best no longer): the planned place is taken while
+it will do; otherwise this node if it is much better, then the better of two drawn at random, from
+near first. Where a task was moved to is where callers should plan its agent's next ones until the
+next epoch: there is now what they can reuse.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from edge_node.placement.view import Option
 
-COMFORT = 0.65
-"""Share of the budget within which the planned place is taken without a look at others."""
+COMFORT = 0.4
+"""Share of the budget within which the planned place is taken without a look at others.
 
-SAFETY = 0.8
-"""Share of the budget that a prediction may fill: predictions err, and a miss costs the frame.
+Nor does another place get the task unless it is within this: whoever moves leaves behind what it
+could reuse, which costs the fleet a full pass, and where all are busy that pass makes others late."""
 
-If nobody is within it the planned place keeps the task: there it can reuse what earlier ones
-computed, and elsewhere it would cost more and be late as well."""
+GAIN = 0.5
+"""Share of the planned place's time that another must be within, for the same reason."""
 
 DRAWN = 2
 
@@ -64,31 +65,38 @@ def choose(
     Args:
         here: this node; None if it does not do this kind of task, or if the plan neither names it
             nor wants its type to serve the kind.
-        planned: the peer that the plan names, None for this node.
+        planned: the peer that the plan names, or to which the agent's last task was moved since;
+            None for this node.
         ask: what is known of a peer; None if nothing that counts.
     """
     first = here if planned is None else ask(planned)
     if first is not None and first.finish_ms <= COMFORT * budget_ms:
         return Decision(first, "plan", (first,))
-    considered = [first] if first is not None else []
-    if here is not None and here is not first:
-        considered.append(here)
-    best = min(considered, key=_finish, default=None)
-    scope: Scope = "plan" if best is first else "here"
-    wider: tuple[tuple[Scope, Sequence[bytes]], ...] = (
-        ("zone", reach.zone),
-        ("fleet", reach.fleet),
-    )
-    for further, nodes in wider:
-        if best is not None and best.finish_ms <= SAFETY * budget_ms:
+    considered = [] if first is None else [first]
+    best = first
+    scope: Scope = "plan"
+    limit_ms = COMFORT * budget_ms
+    for wider, options in _ever_wider(here, reach, ask, rng):
+        for option in options:
+            if option is not first:
+                considered.append(option)
+                if best is None or option.finish_ms < best.finish_ms:
+                    best, scope = option, wider
+        if best is not None and best.finish_ms <= limit_ms:
             break
-        for option in _draw(nodes, ask, rng):
-            considered.append(option)
-            if best is None or option.finish_ms < best.finish_ms:
-                best, scope = option, further
-    if first is not None and best is not None and best.finish_ms > SAFETY * budget_ms:
-        best, scope = first, "plan"
+    if first is not None and best is not None and best is not first:
+        if best.finish_ms > min(limit_ms, GAIN * first.finish_ms):
+            best, scope = first, "plan"
     return Decision(best, scope, tuple(considered))
+
+
+def _ever_wider(
+    here: Option | None, reach: Reach, ask: Ask, rng: random.Random
+) -> Iterator[tuple[Scope, Sequence[Option]]]:
+    """Yield this node, then some of the zone, then some from beyond it."""
+    yield "here", () if here is None else (here,)
+    yield "zone", _draw(reach.zone, ask, rng)
+    yield "fleet", _draw(reach.fleet, ask, rng)
 
 
 def bounce(
@@ -104,7 +112,9 @@ def bounce(
         return None
     drawn = [*_draw(reach.zone, ask, rng), *_draw(reach.fleet, ask, rng)]
     best = min(drawn, key=_finish, default=None)
-    return best if best is not None and best.finish_ms < min(ahead_ms, remaining_ms) else None
+    if best is None or best.finish_ms > min(COMFORT * remaining_ms, GAIN * ahead_ms):
+        return None
+    return best
 
 
 def _draw(nodes: Sequence[bytes], ask: Ask, rng: random.Random) -> list[Option]:

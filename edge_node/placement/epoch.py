@@ -24,7 +24,7 @@ SAME_ZONE_MS, OTHER_ZONE_MS = 6.0, 14.0
 WEIGHTS = (4.0, 2.0, 1.0)
 """What a millisecond of an agent of tier 1, 2, 3 counts."""
 
-STICKINESS = 0.85
+STICKINESS = 0.7
 """Factor on the cost of the present place: a move makes its reuse state cold."""
 
 SUPPORT, PRICE = 0.02, 1.5
@@ -40,7 +40,7 @@ FULL_MS = 60.0
 STEPS = ((0.3, 1.0), (0.5, 1.6), (0.7, 3.0), (0.85, 6.0), (1.0, 15.0), (inf, 80.0))
 """Congestion: up to a utilisation, what more of it costs, in :data:`FULL_MS` per unit."""
 
-TARGET = 0.75
+TARGET = 0.6
 """Share of a node's capacity that callers should give its seat: demand changes between epochs."""
 
 IN_ZONE, ANYWHERE = 4, 2
@@ -75,6 +75,8 @@ class Seat:
     """Time of a full pass by kind; a kind left out cannot run here."""
     capacity: float = 1.0
     """How many passes at once."""
+    late_ms: float = 0.0
+    """How much later than it makes believe its answers have been."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,7 @@ class _Placing:
             )
             load = self.load[at] + rate * service[at] / self.seats[at].capacity
             step = bisect_right(_ENDS, load)
+            way_ms += self.seats[at].late_ms
             cost = weight * (priced[at] + way_ms) - self._cost[at]
             cost += _BASES[step] + _SLOPES[step] * (load - _STARTS[step])
             if service[at] + way_ms > limit_ms:

@@ -7,7 +7,6 @@ its silence has run out; a peer that answers later than it made believe is doubt
 trusted again slowly, whatever it says of itself.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -33,27 +32,14 @@ DRAIN = 0.5
 NETWORK_GAIN = 0.2
 """Weight of the newest sample in the moving average of a peer's forwarding cost."""
 
-MARGIN_MS = 25.0
-"""Added to predicted and actual times before they are compared: a few ms of noise are no lie."""
-
-TOLERANCE = 0.8
-"""Mean excess of answers' times over the predicted, as a logarithm, that is no reason for doubt.
-
-Single answers say little: more critical work that came first makes an honest peer many times late
-now and then. In the overloaded city of simnet 98 % of the means of honest peers are within this."""
-
 LATE_GAIN, EARLY_GAIN = 0.2, 0.05
-"""Weights of the newest answer in that mean: trust is lost faster than won."""
+"""Weights of the newest answer in how late a peer's are: trust is lost faster than won."""
 
-SEVERITY = 2.0
-"""By what the excess beyond that counts, so that a peer that lies loses its traffic."""
+LATE_HALF_LIFE_S = 30.0
+"""A peer that is not asked any more wins trust by time alone."""
 
-REFUSAL = 0.5
-"""What a refusal of what should have been in time adds."""
-
-DOUBT_MAX = 3.0
-DOUBT_HALF_LIFE_S = 30.0
-"""Doubt ends with time alone: a peer that had been caught could be good for a while."""
+REFUSAL_GAIN = 0.5
+"""Weight of a refusal that had nothing to do with time: it costs the whole budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +50,13 @@ class Option:
     wait_ms: float
     service_ms: float
     network_ms: float = 0.0
+    late_ms: float = 0.0
+    """How much later than it makes believe its answers have been."""
 
     @property
     def finish_ms(self) -> float:
         """Predicted time from now until the answer is back."""
-        return self.network_ms + self.wait_ms + self.service_ms
+        return self.network_ms + self.wait_ms + self.service_ms + self.late_ms
 
 
 @dataclass(slots=True)
@@ -84,40 +72,25 @@ class PeerEstimate:
     answered: bool = False
     silence_s: float = 0.0
     silent_until_s: float = 0.0
-    lateness: float = 0.0
-    """Mean logarithm of answers' times over the predicted, as of ``late_s``."""
+    lateness_ms: float = 0.0
+    """Mean time by which its answers came later than predicted, as of ``late_s``."""
     late_s: float = 0.0
 
     def wait_ms(self, tier: int, now_s: float) -> float:
         """Return what is left of the wait of a tier."""
         return max(0.0, self.waits_ms[tier - 1] - DRAIN * (now_s - self.at_s) * 1e3)
 
-    def slowness(self, now_s: float) -> float:
-        """Return by how much longer than it says things take there: 1 for an honest peer."""
-        if self.lateness <= TOLERANCE:
-            return 1.0
-        return math.exp(SEVERITY * self._doubt(now_s))
+    def late_ms(self, now_s: float) -> float:
+        """Return how much later than predicted an answer is likely to be."""
+        if self.lateness_ms == 0.0:
+            return 0.0
+        fading: float = 0.5 ** ((now_s - self.late_s) / LATE_HALF_LIFE_S)
+        return self.lateness_ms * fading
 
-    def was_late(self, excess: float, now_s: float) -> None:
-        """Take how late an answer was, as a logarithm; below 0 if it was early."""
-        doubt = self._doubt(now_s)
-        lateness = TOLERANCE + doubt if doubt else min(TOLERANCE, self.lateness)
-        if excess > lateness:
-            lateness += LATE_GAIN * (excess - lateness)
-        elif not doubt:
-            lateness += EARLY_GAIN * (excess - lateness)
-        self._set(lateness, now_s)
-
-    def refused(self, now_s: float) -> None:
-        """Take a refusal."""
-        self._set(TOLERANCE + self._doubt(now_s) + REFUSAL, now_s)
-
-    def _doubt(self, now_s: float) -> float:
-        doubt = max(0.0, self.lateness - TOLERANCE)
-        return doubt * 0.5 ** ((now_s - self.late_s) / DOUBT_HALF_LIFE_S) if doubt else 0.0
-
-    def _set(self, lateness: float, now_s: float) -> None:
-        self.lateness, self.late_s = min(TOLERANCE + DOUBT_MAX / SEVERITY, lateness), now_s
+    def was_late(self, excess_ms: float, gain: float, now_s: float) -> None:
+        """Take by how much an answer was later than predicted, lateness included."""
+        self.lateness_ms = max(0.0, self.late_ms(now_s) + gain * excess_ms)
+        self.late_s = now_s
 
 
 @dataclass(slots=True)
@@ -171,22 +144,29 @@ class FleetView:
         peer.network_ms = max(0.0, peer.network_ms + gain * (network_ms - peer.network_ms))
         peer.answered, peer.silence_s, peer.silent_until_s = True, 0.0, 0.0
         peer.waits_ms, peer.heard_s, peer.at_s = waits_ms, now_s, now_s
-        if predicted_ms > 0.0:
-            # The prediction has its slowness in it: a doubted peer is not cured by being doubted.
-            ratio = (MARGIN_MS + actual_ms) / (MARGIN_MS + predicted_ms)
-            peer.was_late(math.log(ratio * peer.slowness(now_s)), now_s)
+        self.was_late(node, predicted_ms, actual_ms, now_s)
 
-    def refused(self, node: bytes, now_s: float) -> None:
-        """Take a refusal: the peer does not do what it makes believe."""
+    def was_late(self, node: bytes, predicted_ms: float, actual_ms: float, now_s: float) -> None:
+        """Take how long an answer took, or until a refusal for lack of time; see there."""
         peer = self.peers.get(node)
         if peer is not None:
-            peer.refused(now_s)
+            excess_ms = actual_ms - predicted_ms
+            peer.was_late(excess_ms, LATE_GAIN if excess_ms > 0 else EARLY_GAIN, now_s)
 
-    def sent(self, node: bytes, kind: str, tier: int, now_s: float) -> None:
-        """Count a task just forwarded as wait of those behind it, until the peer is heard again."""
+    def refused(self, node: bytes, budget_ms: float, now_s: float) -> None:
+        """Take a refusal of what the peer makes believe that it does."""
         peer = self.peers.get(node)
         if peer is not None:
-            more_ms = peer.service_ms.get(kind, 0.0)
+            peer.was_late(max(0.0, budget_ms), REFUSAL_GAIN, now_s)
+
+    def sent(self, node: bytes, kind: str, tier: int, now_s: float, factor: float = 1.0) -> None:
+        """Count a task just forwarded as wait of those behind it, until the peer is heard again.
+
+        ``factor``: its work in full passes.
+        """
+        peer = self.peers.get(node)
+        if peer is not None:
+            more_ms = factor * peer.service_ms.get(kind, 0.0)
             first, second, third = (peer.wait_ms(one, now_s) for one in (1, 2, 3))
             peer.waits_ms = (
                 first + more_ms if tier == 1 else first,
@@ -212,16 +192,12 @@ class FleetView:
         return peer.network_ms / 1e3 if peer is not None else PRIOR_RTT_S
 
     def option(self, node: bytes, kind: str, tier: int, now_s: float) -> Option | None:
-        """Return a peer as a place for a task, None unless it does the kind and was heard lately.
-
-        Its own times are multiplied by its slowness.
-        """
+        """Return a peer as a place for a task, None if it does not do the kind or is not heard."""
         peer = self.peers.get(node)
         if peer is None or now_s < peer.silent_until_s or now_s - peer.heard_s > STALE_AFTER_S:
             return None
         service_ms = peer.service_ms.get(kind)
         if service_ms is None:
             return None
-        slowness = peer.slowness(now_s)
-        wait_ms = peer.wait_ms(tier, now_s)
-        return Option(node, slowness * wait_ms, slowness * service_ms, peer.network_ms)
+        wait_ms, late_ms = peer.wait_ms(tier, now_s), peer.late_ms(now_s)
+        return Option(node, wait_ms, service_ms, peer.network_ms, late_ms)

@@ -75,7 +75,7 @@ def test_the_client_of_a_node_is_understood_even_after_a_restart() -> None:
                 assert (answer.boxes, answer.wait_ms) == (ANSWER["boxes"], 1.5)
             assert await peers.cache(B, "door", DIGEST, timeout_s=5) == b"\x00state"
             assert await peers.cache(B, "yard", DIGEST, timeout_s=5) is None
-            with pytest.raises(PeerError, match="refused with 503"):
+            with pytest.raises(PeerError, match="deadline"):
                 await peers.infer(B, {**FRAME, "tier": 3}, timeout_s=5)
         assert verifier.counters == {"challenge": 1, "accepted": 5}
 

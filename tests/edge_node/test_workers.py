@@ -47,7 +47,7 @@ class Bench:
 
     def __init__(self, **options: object) -> None:
         spec = {"name": "cpu0", "provider": "cpu"} | {
-            key: options.pop(key) for key in ("share", "queue") if key in options
+            key: options.pop(key) for key in ("share", "queue", "device") if key in options
         }
         self.frames: asyncio.Queue[FrameReady] = asyncio.Queue()
         self.events: list[WorkerEvent] = []
@@ -663,8 +663,7 @@ def test_a_fault_of_ours_in_supervision_is_said_and_retried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def test() -> None:
-        one = Bench()
-        one.handle.spec = dataclasses.replace(one.handle.spec, device=b"0")  # type: ignore[arg-type]
+        one = Bench(device=b"0")
         await one.handle.start()
         try:
             died = await one.until(WorkerDied, count=2)

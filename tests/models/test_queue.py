@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.queue import FLOOR, DeadlineQueue, Task
+from models.queue import FLOOR, TAKEN_MEMORY_S, DeadlineQueue, Task
 from models.wire import Shed
 
 
@@ -42,7 +42,17 @@ def test_waits_count_what_is_before_a_task_of_each_tier() -> None:
         queue.push(task("a", 9.0, run_s, tier), 0.0)
     assert queue.waits_s() == pytest.approx((0.1, 0.3, 0.7))
     queue.pop(0.0)
-    assert queue.waits_s() == pytest.approx((0.0, 0.2, 0.6))
+    left = 1.0 - 0.1 / TAKEN_MEMORY_S  # of the time, if as much of tier 1 goes on coming
+    assert queue.waits_s() == pytest.approx((0.0, 0.2 / left, 0.6 / left))
+
+
+def test_what_is_late_leaves_at_once_although_its_tier_has_no_turn() -> None:
+    queue: DeadlineQueue[str] = DeadlineQueue(8)
+    queue.push(task("humble", 1.0, 0.1, tier=3), 0.0)
+    queue.push(task("critical", 9.0, 0.1, tier=1), 0.0)
+    popped, shed = queue.pop(2.0)
+    assert popped is not None
+    assert (popped.agent, [one.agent for one in shed]) == ("critical", ["humble"])
 
 
 def served(arrivals: list[tuple[float, Task[str]]], until_s: float) -> Counter[str]:
