@@ -191,9 +191,11 @@ class Dispatch:
             planned, reach = self._planner.planned(record.agent), self._planner.reach(kind)
             wanted = here if planned is None or self._planner.serves(kind) else None
             decision = choose(record.budget_ms, wanted, planned, reach, ask, self._rng)
-            if decision.option is not None or here is None:
-                return decision
-            return Decision(here, "here", (here,))
+            if decision.option is None and here is not None:
+                decision = Decision(here, "here", (here,))
+            if decision.option is not None and decision.scope != "plan":
+                self._planner.moved(record.agent, decision.option.node)
+            return decision
         if self.policy == "local":
             return Decision(here, "here", (here,) if here else ())
         peers = list(self._view.peers)

@@ -30,11 +30,21 @@ class Planner:
         self._seats: list[Seat] = []
         self._living: Mapping[bytes, Capacity] = {}
         self._reach: dict[str, Reach] = {}
+        self._moved: dict[str, bytes | None] = {}
 
     def planned(self, agent: str) -> bytes | None:
         """Return the peer that should run an agent's frames, None for this node."""
+        if agent in self._moved:
+            return self._moved[agent]
         node = self.plan.primary.get(agent)
         return None if node == self._node_id else node
+
+    def moved(self, agent: str, node: bytes | None) -> None:
+        """Have an agent's next frames follow one that ran elsewhere, until the next plan.
+
+        What they can reuse is there now.
+        """
+        self._moved[agent] = node
 
     def serves(self, kind: str) -> bool:
         """Tell whether the plan wants nodes like this one to serve a kind."""
@@ -91,7 +101,7 @@ class Planner:
             if (host := host_of(spec)) in living
         ]
         self.plan = await asyncio.to_thread(plan, streams, seats, self.plan.primary)
-        self._seats, self._reach, self._living = seats, {}, living
+        self._seats, self._reach, self._moved, self._living = seats, {}, {}, living
 
     def _read_seats(self, living: Mapping[bytes, Capacity], now_s: float) -> list[Seat]:
         """Read what the living nodes say that they are, as far as this one believes them."""

@@ -1,10 +1,10 @@
 """Choose where one frame runs.
 
 Owns two pure functions and no state. Never does IO, and never takes the best of a whole stale view
-(all nodes would take the same, and it would be the best no longer): the planned place is taken while
-it will do; otherwise this node if it is much better, then the better of two drawn at random, from
-near first. Where a task was moved to is where callers should plan its agent's next ones until the
-next epoch: there is now what they can reuse.
+(all nodes would take the same, and it would be the best no longer): the planned place is taken
+while it will do; otherwise this node if it is much better, then the better of two drawn at random,
+from near first. Where a task was moved to is where callers should plan its agent's next ones until
+the next epoch: there is now what they can reuse.
 """
 
 import random
@@ -14,14 +14,22 @@ from typing import Literal
 
 from edge_node.placement.view import Option
 
-COMFORT = 0.4
+COMFORT = 0.2
 """Share of the budget within which the planned place is taken without a look at others.
 
-Nor does another place get the task unless it is within this: whoever moves leaves behind what it
-could reuse, which costs the fleet a full pass, and where all are busy that pass makes others late."""
+Nor does another place get the task unless it is within this, or hardly slower than the planned one
+would be if nobody waited there: whoever moves leaves behind what it could reuse, which costs the
+fleet a full pass and, where all are busy, makes others late who then move as well."""
 
+HARDLY = 1.5
 GAIN = 0.5
 """Share of the planned place's time that another must be within, for the same reason."""
+
+SAFETY = 0.8
+"""Share of the budget that a prediction for another place may fill: predictions err."""
+
+ROOM = 0.6
+"""Share of the remaining budget within which the place must be to which a receiver passes on."""
 
 DRAWN = 2
 
@@ -73,21 +81,27 @@ def choose(
     if first is not None and first.finish_ms <= COMFORT * budget_ms:
         return Decision(first, "plan", (first,))
     considered = [] if first is None else [first]
+    limit_ms = SAFETY * budget_ms if first is None else _limit_ms(budget_ms, first)
     best = first
-    scope: Scope = "plan"
-    limit_ms = COMFORT * budget_ms
-    for wider, options in _ever_wider(here, reach, ask, rng):
+    found: Scope = "plan"
+    for scope, options in _ever_wider(here, reach, ask, rng):
         for option in options:
-            if option is not first:
-                considered.append(option)
-                if best is None or option.finish_ms < best.finish_ms:
-                    best, scope = option, wider
-        if best is not None and best.finish_ms <= limit_ms:
+            if option is first:
+                continue
+            considered.append(option)
+            is_worth = first is None or option.finish_ms <= limit_ms
+            if is_worth and (best is None or option.finish_ms < best.finish_ms):
+                best, found = option, scope
+        if best is not first and best is not None and best.finish_ms <= limit_ms:
             break
-    if first is not None and best is not None and best is not first:
-        if best.finish_ms > min(limit_ms, GAIN * first.finish_ms):
-            best, scope = first, "plan"
-    return Decision(best, scope, tuple(considered))
+    return Decision(best, found, tuple(considered))
+
+
+def _limit_ms(budget_ms: float, first: Option) -> float:
+    """Return within which time another place must be, that a task should move there."""
+    alone_ms = first.finish_ms - first.wait_ms
+    much_ms = max(COMFORT * budget_ms, HARDLY * alone_ms)
+    return min(SAFETY * budget_ms, GAIN * first.finish_ms, much_ms)
 
 
 def _ever_wider(
@@ -112,9 +126,8 @@ def bounce(
         return None
     drawn = [*_draw(reach.zone, ask, rng), *_draw(reach.fleet, ask, rng)]
     best = min(drawn, key=_finish, default=None)
-    if best is None or best.finish_ms > min(COMFORT * remaining_ms, GAIN * ahead_ms):
-        return None
-    return best
+    limit_ms = min(ROOM * remaining_ms, GAIN * ahead_ms)
+    return best if best is not None and best.finish_ms <= limit_ms else None
 
 
 def _draw(nodes: Sequence[bytes], ask: Ask, rng: random.Random) -> list[Option]:

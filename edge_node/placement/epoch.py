@@ -24,7 +24,7 @@ SAME_ZONE_MS, OTHER_ZONE_MS = 6.0, 14.0
 WEIGHTS = (4.0, 2.0, 1.0)
 """What a millisecond of an agent of tier 1, 2, 3 counts."""
 
-STICKINESS = 0.7
+STICKINESS = 0.6
 """Factor on the cost of the present place: a move makes its reuse state cold."""
 
 SUPPORT, PRICE = 0.02, 1.5

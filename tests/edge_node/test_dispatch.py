@@ -71,6 +71,9 @@ class Planned:
     def serves(self, kind: str) -> bool:
         return True
 
+    def moved(self, agent: str, node: bytes | None) -> None:
+        """A test's plan stays as it is."""
+
 
 class Site:
     """One node: its dispatch, what it believes, and what it counted."""
