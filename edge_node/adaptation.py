@@ -48,7 +48,7 @@ class Adaptation:
         ]
         options.sort(key=lambda one: -one.quality)
         choice = self._controller.choose(
-            record.budget_ms, place.wait_ms + place.network_ms, options
+            record.budget_ms, place.finish_ms - place.service_ms, options
         )
         record.alternative, record.why_effort = choice.option, choice.reason
         record.way = next(

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge_node.placement.budget import BudgetSpent
 from edge_node.placement.choose import Decision
 from edge_node.placement.controller import Alternative
 from edge_node.placement.view import Option
-from edge_node.workers import Effort, Inference
+from edge_node.workers import Effort, Inference, Shed
 
 KEPT = 2_048
 
@@ -77,6 +78,7 @@ class Decisions:
     def add(self, record: Record) -> Record:
         """Keep a record, let go of the oldest, and return it."""
         self._records[record.agent, record.frame] = record
+        self._records.move_to_end((record.agent, record.frame))
         if len(self._records) > KEPT:
             self._records.popitem(last=False)
         return record
@@ -86,6 +88,15 @@ class Decisions:
         if frame is not None:
             return self._records.get((agent, frame))
         return next((one for one in reversed(self._records.values()) if one.agent == agent), None)
+
+
+def ended(error: Exception) -> str:
+    """Say how a task ended that was not answered."""
+    if isinstance(error, Shed):
+        return f"shed: {error.reason}"
+    if isinstance(error, BudgetSpent):
+        return f"shed: {error}"
+    return str(error.args[0]) if isinstance(error, KeyError) else f"model failed: {error}"
 
 
 def explain(record: Record, name: Callable[[bytes | None], str]) -> dict[str, Any]:

@@ -7,15 +7,15 @@ the answers that come the first counts; a peer's frame is passed on at most once
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from edge_node import clock
 from edge_node.adaptation import Adaptation
 from edge_node.cameras.spec import LONG_SIDE_PX
-from edge_node.decisions import Decisions, Record, Way
-from edge_node.fleet.peers import LATE, PeerError, Peers
+from edge_node.decisions import Decisions, Record, Way, ended
+from edge_node.fleet.peers import LATE, UNUSABLE, PeerError, Peers
 from edge_node.fleet.planner import Planner
 from edge_node.foresight import Foresight
 from edge_node.metrics import Counters
@@ -23,15 +23,16 @@ from edge_node.placement.baselines import blind, round_robin
 from edge_node.placement.budget import Budget, BudgetSpent
 from edge_node.placement.choose import Decision, bounce, choose
 from edge_node.placement.view import FleetView, Option
+from edge_node.placement.warmth import Warmth
 from edge_node.pool import WorkerPool
 from edge_node.workers import Effort, Inference, ModelError, Shed, WorkerHandle
-from models.wire import SHORT
+from models.wire import ALONE, SHORT
 
-FACTOR_GAIN = 0.05
-FORWARD_MIN_MS = 600.0  # a forward is given at least this long
+REUSES = 0.8  # mean work of the frames of an agent that gains by staying where it is
+FORWARD_MIN_MS = 600.0  # a forward is given at least this long,
+FORWARD_MAX_MS = 5_000.0  # and no longer than this or than is left, whatever a peer says of itself
 
-
-SUBMITTED = "submitted"
+SUBMITTED = f"{ALONE}infer"
 """What stands for the agent of a task that came through the API."""
 
 
@@ -74,6 +75,7 @@ class Dispatch:
         foresight: Foresight,
     ) -> None:
         self.decisions = Decisions()
+        self.warmth = Warmth()
         self.adaptation = Adaptation(quality)
         self.policy = "affinity"
         """One of ``[placement] policy``."""
@@ -85,7 +87,6 @@ class Dispatch:
         self._counters = counters
         self._rng = rng
         self._foresight = foresight
-        self._factors: dict[str, float] = {}
         self._turn = 0
         self._submitted = 0
 
@@ -102,15 +103,15 @@ class Dispatch:
         try:
             node, inference = await self._place(work, record, Budget(budget_ms, now_s))
         except BudgetSpent as error:
-            record.outcome = _ended(error)
+            record.outcome = ended(error)
             raise Shed("deadline") from error
         except (Shed, ModelError) as error:
-            record.outcome = _ended(error)
+            record.outcome = ended(error)
             raise
         else:
             record.answered(inference, time.monotonic() - now_s)
             self._foresight.ended(record)
-            self._learn_factor(record)
+            self._note_work(record)
         finally:
             self.adaptation.ended(record)
         return node, inference
@@ -130,38 +131,31 @@ class Dispatch:
                 if reply is not None:
                     return node, reply
         digest, effort = record.way
-        attempt, began_s = record.attempt(None), time.monotonic()
-        due_s = began_s + budget.remaining_ms(began_s) / 1e3
-        try:
-            inference = await work.worker.infer_frame(
+        return self._name, await _run(
+            record,
+            budget,
+            lambda due_s: work.worker.infer_frame(
                 work.agent, work.frame, digest, due_s, work.tier, effort
-            )
-        except Shed as shed:
-            attempt.outcome = shed.reason
-            raise
-        finally:
-            attempt.spent_ms = (time.monotonic() - began_s) * 1e3
-        attempt.outcome = "answered"
-        return self._name, inference
+            ),
+        )
 
-    def factor(self, agent: str) -> float:
-        """Return the mean work of an agent's frames in full passes, 1 if nothing is known."""
-        return self._factors.get(agent, 1.0)
+    def _reuses(self, record: Record) -> bool:
+        return self.warmth.factor(record.agent) < REUSES
 
-    def _learn_factor(self, record: Record) -> None:
-        """Learn what earlier frames save: of the time of a full pass, as it was predicted."""
+    def _note_work(self, record: Record) -> None:
+        """Learn where the agent's next frame finds something to reuse, and what that saves."""
         place = record.decision.option if record.decision else None
         inference = record.inference
         if inference is None:
             return
         if place is None:
-            ratio = 0.0  # the earlier answer held
+            work = 0.0  # the earlier answer held
         elif inference.rung == "full" or place.service_ms <= 0:
-            ratio = 1.0
+            work = 1.0
         else:
-            ratio = inference.service_ms / place.service_ms
-        known = self.factor(record.agent)
-        self._factors[record.agent] = known + FACTOR_GAIN * (min(1.0, ratio) - known)
+            work = inference.service_ms / place.service_ms
+        node = record.attempts[-1].node if record.attempts else None
+        self.warmth.answered(record.agent, node, work, time.monotonic())
 
     def _costs_ms(self, place: Option, worker: WorkerHandle) -> dict[Way, float]:
         """Return what each way is predicted to take at a place; a peer's efforts as ours."""
@@ -190,7 +184,15 @@ class Dispatch:
             here = self._foresight.foreseen(here, record.way) if here else None
             planned, reach = self._planner.planned(record.agent), self._planner.reach(kind)
             wanted = here if planned is None or self._planner.serves(kind) else None
-            decision = choose(record.budget_ms, wanted, planned, reach, ask, self._rng)
+            decision = choose(
+                record.budget_ms,
+                wanted,
+                planned,
+                reach,
+                ask,
+                self._rng,
+                reuses=self._reuses(record),
+            )
             if decision.option is None and here is not None:
                 decision = Decision(here, "here", (here,))
             if decision.option is not None and decision.scope != "plan":
@@ -223,8 +225,9 @@ class Dispatch:
         digest, effort = record.way
         assert node is not None
         # Patience in proportion to what was predicted, so that slow peers are not written off.
-        timeout_ms = max(FORWARD_MIN_MS, 2 * there.finish_ms)
-        given = budget.split(sent_s, ms=min(timeout_ms, budget.remaining_ms(sent_s)))
+        left_ms = budget.remaining_ms(sent_s)
+        timeout_ms = max(FORWARD_MIN_MS, min(2 * there.finish_ms, max(FORWARD_MAX_MS, left_ms)))
+        given = budget.split(sent_s, ms=min(timeout_ms, left_ms))
         request = {
             "agent": record.agent,
             "frame": record.frame,
@@ -235,7 +238,7 @@ class Dispatch:
             "bounced": bounced,
             "image": jpeg,
         }
-        factor = self.factor(record.agent)
+        factor = self.warmth.factor(record.agent)
         self._view.sent(node, digest[:SHORT], record.tier, sent_s, factor)
         attempt = record.attempt(node)
         try:
@@ -244,26 +247,35 @@ class Dispatch:
             now_s = time.monotonic()
             attempt.outcome, attempt.spent_ms = error.reason, (now_s - sent_s) * 1e3
             self._counters.add("forward_failed", reason=error.reason)
-            if error.silent:
-                self._view.unanswered(node, now_s)
-                return None
-            if error.reason in LATE:
-                # Had it been answered, it would have been after the deadline.
-                self._view.was_late(node, there.finish_ms, record.budget_ms, now_s)
-            else:
-                self._view.refused(node, record.budget_ms, now_s)
-            given.refused(now_s)
-            budget.rejoin(given, now_s)
+            self._doubt(node, error, there, record, now_s)
+            if not error.at_work:
+                given.refused(now_s)
+                budget.rejoin(given, now_s)
             return None
         now_s = time.monotonic()
         spent_ms = (now_s - sent_s) * 1e3
-        attempt.outcome, attempt.spent_ms = "answered", spent_ms
+        attempt.outcome = "answered" if answered_by == node else "passed on"
+        attempt.spent_ms = spent_ms
         way_ms = spent_ms - inference.wait_ms - inference.service_ms
         first, second, third = inference.waits_ms
         self._view.heard_reply(
             node, (first, second, third), way_ms, there.finish_ms, spent_ms, now_s
         )
         return answered_by, inference
+
+    def _doubt(
+        self, node: bytes, error: PeerError, there: Option, record: Record, now_s: float
+    ) -> None:
+        """Take into the view that a peer did not answer."""
+        if error.silent:
+            self._view.unanswered(node, now_s)
+        elif error.reason in LATE:
+            # Had it been answered, it would have been after the deadline.
+            excess_ms = record.budget_ms - min(there.finish_ms, record.budget_ms)
+            self._view.had_no_time(node, excess_ms, now_s)
+        elif error.reason not in UNUSABLE or record.agent != SUBMITTED:
+            # What somebody submitted may be no image: that is not for the peer to answer for.
+            self._view.refused(node, record.budget_ms, now_s)
 
     async def receive(self, sender: bytes, request: Mapping[str, Any]) -> tuple[bytes, Inference]:
         """Answer a peer's frame here, or pass it on once; return who answered it (b"": this node).
@@ -289,9 +301,11 @@ class Dispatch:
             budget = Budget.from_wire(record.budget_ms, began_s)
             answer = await self._serve(record, request["image"], budget, request["bounced"])
         except (BudgetSpent, Shed, ModelError) as error:
-            record.outcome = _ended(error)
+            record.outcome = ended(error)
             raise
         record.answered(answer[1], time.monotonic() - began_s)
+        if not answer[0]:
+            self.warmth.answered(record.agent, None, 1.0, time.monotonic())
         self._counters.add("received")
         return answer
 
@@ -314,13 +328,11 @@ class Dispatch:
             there = record.decision.option
             if there is None:
                 raise KeyError(f"no living node has the model {digest[:SHORT]}")
-            answer = None
-            if there.node is not None:
-                answer = await self._ask(record, jpeg, there, budget)
+            answer = await self._ask(record, jpeg, there, budget) if there.node else None
             if answer is None:
                 answer = await self._serve(record, jpeg, budget, bounced=True)
         except (BudgetSpent, KeyError, Shed, ModelError) as error:
-            record.outcome = _ended(error)
+            record.outcome = ended(error)
             raise
         answered_by, inference = answer
         record.answered(inference, time.monotonic() - began_s)
@@ -340,26 +352,22 @@ class Dispatch:
                 # The sender learns of this node's waits, not of the other's.
                 answered_by, inference = passed_on
                 return answered_by, replace(inference, waits_ms=list(worker.waits_ms))
-        attempt, began_s = record.attempt(None), time.monotonic()
-        due_s = began_s + budget.remaining_ms(began_s) / 1e3
-        try:
-            inference = await worker.infer_image(
+        return b"", await _run(
+            record,
+            budget,
+            lambda due_s: worker.infer_image(
                 record.agent, jpeg, digest, due_s, record.tier, effort
-            )
-        except Shed as shed:
-            attempt.outcome = shed.reason
-            raise
-        finally:
-            attempt.spent_ms = (time.monotonic() - began_s) * 1e3
-        attempt.outcome = "answered"
-        return b"", inference
+            ),
+        )
 
     async def _bounce(
         self, record: Record, jpeg: bytes, budget: Budget, worker: WorkerHandle
     ) -> tuple[bytes, Inference] | None:
         """Pass a peer's frame on if it would be late here and in time elsewhere."""
         now_s, kind = time.monotonic(), record.way[0][:SHORT]
-        ahead_ms = worker.waits_ms[record.tier - 1] + worker.costs_ms.get(record.way, 0.0)
+        ahead_ms = worker.waits_ms[record.tier - 1]
+        if not self.warmth.is_warm(record.agent, None, now_s):  # else it needs little of its own
+            ahead_ms += worker.costs_ms.get(record.way, 0.0)
 
         def ask(node: bytes) -> Option | None:
             known = node != record.sender
@@ -383,15 +391,21 @@ class Dispatch:
         effort: Effort = "full",
     ) -> Record:
         wall_ms = clock.now().wall_ms
-        way = (digest, effort)
-        record = Record(agent, frame, digest, way, tier, budget_ms, wall_ms, sender)
+        record = Record(agent, frame, digest, (digest, effort), tier, budget_ms, wall_ms, sender)
         return self.decisions.add(record)
 
 
-def _ended(error: Exception) -> str:
-    """Say how a task ended that was not answered."""
-    if isinstance(error, Shed):
-        return f"shed: {error.reason}"
-    if isinstance(error, BudgetSpent):
-        return f"shed: {error}"
-    return str(error.args[0]) if isinstance(error, KeyError) else f"model failed: {error}"
+async def _run(
+    record: Record, budget: Budget, infer: Callable[[float], Awaitable[Inference]]
+) -> Inference:
+    """Have a worker of this node answer a task by the end of its budget; note the attempt."""
+    attempt, began_s = record.attempt(None), time.monotonic()
+    try:
+        inference = await infer(began_s + budget.remaining_ms(began_s) / 1e3)
+    except (Shed, ModelError) as error:
+        attempt.outcome = error.reason if isinstance(error, Shed) else "model failed"
+        raise
+    finally:
+        attempt.spent_ms = (time.monotonic() - began_s) * 1e3
+    attempt.outcome = "answered"
+    return inference

@@ -29,8 +29,9 @@ from models.energy import Meter
 log = logging.getLogger(__name__)
 
 EFFORT_SCALES = {"full": 1.0, "half": 0.5}
-CHECK_S = 30.0
+CHECK_S, LAST_CHECK_S = 30.0, 3_600.0
 TRAINING_LIMIT_S = 300.0
+MOST_QUEUE = 1_000
 
 
 class Foresight:
@@ -64,13 +65,21 @@ class Foresight:
     def open(self, provider: str) -> None:
         """Take up what was learned before; ``provider`` is that of this node's accelerator."""
         self._own_provider, self._meter = provider, Meter(provider)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # nothing is stored then, which is shown
+            log.error("%s: cannot be made (%s)", self._folder, error.strerror)
         self._traces = Traces(self._folder / "traces.db")
         for notice in self._traces.notices:
             log.warning("%s", notice)
         self._affinity = Affinity(
             self._folder, traces=self._traces, energy_source=self._meter.source
         )
+
+    def measure(self, now_s: float) -> None:
+        """Read the device's energy counters, if it has any; ``now_s`` is monotonic. Blocks."""
+        if self._meter is not None:
+            self._meter.advance(now_s, busy_s=0.0)
 
     def close(self) -> None:
         """Write what is not written yet."""
@@ -102,6 +111,8 @@ class Foresight:
             return
         if len(record.attempts) != 1 or inference.rung != "full" or inference.service_ms <= 0:
             return
+        if record.attempts[0].outcome != "answered":
+            return  # it was passed on: the time is another node's
         if (inference.digest, inference.effort) != record.way:
             return
         features = self._features(place.node, record.way, place.wait_ms, prior_ms)
@@ -109,8 +120,8 @@ class Foresight:
             return
         energy_j = None
         if place.node is None and self._meter is not None:
-            energy_j = self._meter.task_j(inference.service_ms)
-            self.joules += energy_j
+            energy_j = self._meter.task_j(inference.service_ms) or None  # a counter may stand still
+            self.joules += energy_j or 0.0
         self._affinity.observe(features, inference.service_ms, energy_j, now_s=time.time())
 
     def _features(
@@ -126,7 +137,7 @@ class Foresight:
             effort=EFFORT_SCALES[effort],
             resolution=file.spec["input"]["long_side"],
             batch=1,
-            queue=round(waiting_ms / prior_ms),
+            queue=round(min(MOST_QUEUE, waiting_ms / prior_ms)),
             temperature_c=self._temperature_c() if node is None else math.nan,
             node="here" if node is None else node.hex()[:16],
             accelerator=self._own_provider if node is None else self._provider(node),
@@ -135,21 +146,28 @@ class Foresight:
 
     def state(self) -> dict[str, Any]:
         """Return what is known of the model, as plain data."""
-        if self._affinity is None:
+        if self._affinity is None or self._meter is None:
             return {}
-        return {**self._affinity.state(time.time()), "joules": round(self.joules, 1)}
+        energy = {"energy": self._meter.source, "joules": round(self.joules, 1)}
+        return {**self._affinity.state(time.time()), **energy}
 
     async def keep_trained(self) -> None:
         """Train a model whenever there is enough that is new, in a process of its own."""
+        pause_s = CHECK_S
         while True:
-            await asyncio.sleep(CHECK_S)
+            await asyncio.sleep(pause_s)
             affinity = self._affinity
             if affinity is None or not affinity.wants_training():
                 continue
-            with tempfile.TemporaryDirectory(dir=self._folder) as name:
-                found = await _train(affinity.begin_training(Path(name)))
-                if found is not None and affinity.adopt(found):
-                    log.info("a newly trained affinity model is on trial")
+            pause_s = min(LAST_CHECK_S, 2 * pause_s)  # what fails once will mostly fail again
+            try:
+                with tempfile.TemporaryDirectory(dir=self._folder) as name:
+                    found = await _train(affinity.begin_training(Path(name)))
+                    if found is not None and affinity.adopt(found):
+                        log.info("a newly trained affinity model is on trial")
+                        pause_s = CHECK_S
+            except OSError as error:  # no room, no process: what is known still counts
+                log.warning("the affinity model cannot be trained (%s)", error)
 
 
 async def _train(command: list[str]) -> Path | None:

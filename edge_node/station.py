@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import edge_node
@@ -25,7 +26,7 @@ from edge_node.cameras.warm import WarmStarts
 from edge_node.config import Config
 from edge_node.dispatch import Dispatch
 from edge_node.fleet.directory import Directory
-from edge_node.fleet.health import Health, read_zones
+from edge_node.fleet.health import Health, Zone, read_zones
 from edge_node.fleet.holdings import Holdings
 from edge_node.fleet.load import Capacity, Load
 from edge_node.fleet.peers import Peers
@@ -53,6 +54,7 @@ from models.manifest import load_manifest
 log = logging.getLogger(__name__)
 
 DRAIN_S = 2.0
+SENSORS_LIMIT_S = 1.0  # a driver may hang
 
 
 class Station:
@@ -85,6 +87,7 @@ class Station:
         self.outputs = Outputs()
         self.health = Health()
         self._config = config
+        self._sensing: asyncio.Task[list[Zone]] | None = None
         self._store = store
         self._directory = directory
         self._writes = writes
@@ -284,13 +287,26 @@ class Station:
         while True:
             await asyncio.sleep(self._config.placement.epoch_s)
             placement = self._config.placement
-            zones = await asyncio.to_thread(read_zones, placement.thermal)
-            if self.health.felt(zones, placement.hot_c):
+            zones = await self._feel(placement.thermal)
+            if zones is not None and self.health.felt(zones, placement.hot_c):
                 log.warning("this node is %s", self.health.temperature)
                 self._stay_or_leave()
             self.tiers.evaluate()
             self._claim()
             await self._plan()
+
+    async def _feel(self, thermal: Path | None) -> list[Zone] | None:
+        """Read the device's sensors; None while a driver does not answer."""
+        if self._sensing is None or self._sensing.done():
+            self._sensing = asyncio.create_task(
+                asyncio.to_thread(self._read_sensors, thermal), name="sensors"
+            )
+        await asyncio.wait([self._sensing], timeout=SENSORS_LIMIT_S)
+        return self._sensing.result() if self._sensing.done() else None
+
+    def _read_sensors(self, thermal: Path | None) -> list[Zone]:
+        self.foresight.measure(time.monotonic())
+        return read_zones(thermal)
 
     async def _plan(self) -> None:
         """Plan where the frames of the next epoch run."""
@@ -298,7 +314,7 @@ class Station:
             self.hosts.specs(),
             self.hosts.host_of,
             self.tiers.tier_of,
-            self.dispatch.factor,
+            self.dispatch.warmth.factor,
             self.release.digest,
             self._living(),
             time.monotonic(),

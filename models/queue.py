@@ -225,8 +225,6 @@ class DeadlineQueue(Generic[Payload]):
         self._held[task.agent] -= 1
         if not self._held[task.agent]:
             del self._held[task.agent]
-        if not self._lanes[-1].length:
-            self._owed_s = 0.0
 
     def _victim_for(self, task: Task[Payload]) -> Task[Payload] | None:
         """Choose whose task gives way: the greatest holder's last one, if it exceeds its share."""

@@ -16,6 +16,9 @@ import msgpack
 
 MAX_MESSAGE_BYTES = 32 << 20
 HEADER = struct.Struct(">I")
+ALONE = "@"
+"""An agent whose name begins so is no camera: its images have nothing to do with one another."""
+
 SHORT = 16  # hex digits of a digest that tell models apart in load reports and keys
 
 Message = dict[str, Any]

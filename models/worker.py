@@ -27,6 +27,7 @@ from models.images import Scaler, decode_jpeg, encode_jpeg, fitted
 from models.scene import signature
 from models.streams import Camera, Frame, Frames, OpenSource
 from models.wire import (
+    ALONE,
     HEADER,
     CacheHolding,
     CameraSpec,
@@ -179,10 +180,12 @@ class Worker:
         def work() -> None:
             try:
                 pixels = decode_jpeg(message["image"], self._scaler)
-                view = self._engine.look(agent, digest, pixels, self._scaler)
+                view = None
+                if not agent.startswith(ALONE):
+                    view = self._engine.look(agent, digest, pixels, self._scaler)
                 reply = self._answering(message["id"])
                 job = Job(agent, digest, pixels, view, arrived_s, reply, message["effort"])
-                if view.found is not None:
+                if view is not None and view.found is not None:
                     self._engine.answer(job, *view.found, time.monotonic())
                 else:
                     self._engine.submit(job, message["deadline_s"], message["tier"])

@@ -34,7 +34,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "agent": lambda v: isinstance(v, str) and 1 <= len(v) <= 128,
     "frame": lambda v: type(v) is int and v >= 0,
     "digest": lambda v: isinstance(v, str) and _DIGEST.fullmatch(v) is not None,
-    "budget_ms": lambda v: type(v) in (int, float) and v <= MAX_BUDGET_MS,
+    "budget_ms": lambda v: type(v) in (int, float) and abs(v) <= MAX_BUDGET_MS,
     "tier": lambda v: type(v) is int and 1 <= v <= 3,
     "image": lambda v: isinstance(v, bytes) and len(v) > 0,
 }
@@ -121,8 +121,8 @@ def decode_infer(body: bytes) -> dict[str, Any]:
     """Decode a request to run a frame: a MessagePack map, at most 4 MiB.
 
     Fields: agent (str, 1..128 characters), frame (int >= 0), digest (64 hex digits), budget_ms
-    (0..60,000), tier (1..3), image (bytes, JPEG), bounced (bool: passed on already; left out: no),
-    effort (full or half; left out: full).
+    (-60,000..60,000; a past one is answered with the reason), tier (1..3), image (bytes, JPEG),
+    bounced (bool: passed on already; left out: no), effort (full or half; left out: full).
     Unknown fields are left out. Raises DecodeError.
     """
     try:

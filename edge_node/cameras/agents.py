@@ -6,6 +6,7 @@ frame ends exactly once, as answered (met or missed), shed, or lost.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from edge_node.dispatch import Work
 from edge_node.metrics import Counters, Latencies
 from edge_node.placement.fetch import CALIBRATION_PASSES
 from edge_node.workers import FrameReady, Inference, ModelError, Shed, WorkerHandle
+
+log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 16  # frames of one agent under way at once; a newer one is shed at once
 
@@ -43,7 +46,8 @@ class HostedAgent:
     @property
     def is_cold(self) -> bool:
         """Whether the reuse state of another node may help it."""
-        return not self.asked and self.frames < CALIBRATION_PASSES
+        is_kept = self.worker.spec.cache_mb > 0
+        return is_kept and not self.asked and self.frames < CALIBRATION_PASSES
 
 
 class Agents:
@@ -157,6 +161,9 @@ class Agents:
         except ModelError as error:
             agent.reason = str(error)
             self._lost(agent, "model failed")
+        except Exception as error:  # ours, but every frame has to end
+            log.critical("frame %d of %s failed", frame.frame, frame.agent, exc_info=error)
+            self._lost(agent, "internal error")
         else:
             self._answered(agent, frame, inference, node)
         finally:

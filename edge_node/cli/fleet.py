@@ -36,6 +36,7 @@ def peers(parsed: argparse.Namespace) -> int:
     rows = []
     for peer in answer:
         load = peer.get("load") or {}
+        waits_ms = load.get("waits_ms")
         rows.append(
             [
                 peer["name"],
@@ -45,7 +46,7 @@ def peers(parsed: argparse.Namespace) -> int:
                 peer["rtt_ms"],
                 span(peer["since_s"]),
                 load.get("queue"),
-                (load.get("waits_ms") or [None])[-1],
+                waits_ms[-1] if isinstance(waits_ms, list) and waits_ms else None,
             ]
         )
     header = ("NODE", "ID", "ADDRESS", "STATE", "RTT ms", "SINCE", "QUEUE", "WAIT ms")

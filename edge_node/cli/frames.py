@@ -34,7 +34,10 @@ def add_verbs(verbs: Any) -> None:
 
 def why(parsed: argparse.Namespace) -> int:
     """Print what is known of one frame."""
-    path = "/".join(quote(part, safe="") for part in parsed.frame.split("/"))
+    parts = parsed.frame.split("/")
+    if len(parts) > 2 or not all(parts):
+        raise CliError(f'"{cell(parsed.frame)}" is no frame; write AGENT or AGENT/NUMBER', USAGE)
+    path = "/".join(quote(part, safe="") for part in parts)
     found = Client(parsed).get(f"/edge/v1/why/{path}")
     if parsed.json:
         print_json(found)

@@ -75,16 +75,17 @@ class Signer:
         sender, boot, to, nonce, body_hex = (part.hex() for part in parts)
         return f"1.{sender}.{boot}.{to}.{self._counter}.{nonce}.{body_hex}.{mac.hex()}"
 
-    def learn(self, target: bytes, challenge: str | None) -> bool:
+    def learn(self, target: bytes, challenge: str | None, sent: str | None = None) -> bool:
         """Take `target`'s challenge from a 401's `CHALLENGE_HEADER`.
 
-        Returns True if it is news: sign and send again, once.
+        Returns True if it is news to the request whose `HEADER` was `sent`: sign and send again,
+        once. Of requests that were under way together the first tells the challenge to all.
         """
         if challenge is None or not re.fullmatch(r"[0-9a-f]{32}", challenge):
             return False
         value = bytes.fromhex(challenge)
         if self._challenges.get(target) == value:
-            return False
+            return sent is not None and sent.split(".")[5] != challenge
         if len(self._challenges) >= _MAX_TARGETS:
             self._challenges.clear()
         self._challenges[target] = value

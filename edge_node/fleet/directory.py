@@ -3,6 +3,8 @@
 Owns nothing: it reads the replica and gossip's table. Invariant: who is revoked has no address.
 """
 
+from collections import Counter
+
 from crdt import Store
 from edge_node import clock
 from gossip import Address, GossipNode
@@ -17,6 +19,8 @@ class Directory:
     def __init__(self, store: Store, gossip: GossipNode) -> None:
         self._store = store
         self._gossip = gossip
+        self._names: dict[bytes, str] = {}
+        self._generation = -1
 
     def living(self) -> list[bytes]:
         """Return the ids of the live members, this node included."""
@@ -32,15 +36,25 @@ class Directory:
         return None
 
     def name_of(self, node: bytes) -> str:
-        """Return a node's published name, with the beginning of its id where two have one name."""
-        name = _name(self._store.owner(node, "node"))
-        if name is None:
-            return node.hex()[:8]
-        alike = (
-            origin != node and key == "node" and _name(record) == name
+        """Return a node's published name, with the beginning of its id where two have one name.
+
+        O(records) after a change of the replica, O(1) until the next: results name their node.
+        """
+        if self._generation != self._store.generation:
+            self._generation, self._names = self._store.generation, self._read_names()
+        return self._names.get(node) or node.hex()[:8]
+
+    def _read_names(self) -> dict[bytes, str]:
+        names = {
+            origin: name
             for origin, key, record in self._store.owners("node")
-        )
-        return f"{name}-{node.hex()[:4]}" if any(alike) else name
+            if key == "node" and (name := _name(record)) is not None
+        }
+        counts = Counter(names.values())
+        return {
+            node: name if counts[name] == 1 else f"{name}-{node.hex()[:4]}"
+            for node, name in names.items()
+        }
 
 
 def is_revoked(store: Store, node: bytes) -> bool:

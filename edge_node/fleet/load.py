@@ -13,9 +13,16 @@ from edge_node.metrics import Counters
 from edge_node.placement.view import IDLE, FleetView, Waits
 from edge_node.pool import WorkerPool
 from gossip import GossipNode
+from models.accelerators import PROVIDERS
 from models.wire import SHORT
 
+MOST_PASSES_PER_S = 10_000.0
 MAX_MS = 1e9
+LEAST_MS = 0.1
+"""Reports are rounded to this; a service time below it would make sums of them lose their sense."""
+
+LEAST_FACTOR = 0.02
+"""Least mean work of a node's frames in full passes that counts."""
 
 MAX_DIGESTS = 8
 """Models in a report, so that it always fits beside a probe."""
@@ -96,7 +103,9 @@ class Load:
     def factor_of(self, node: bytes) -> float:
         """Return the mean work of a member's frames in full passes, 1 if it does not say."""
         value = (self.of(node) or {}).get("factor")
-        return float(value) if isinstance(value, int | float) and 0 < value <= 1 else 1.0
+        if not isinstance(value, int | float) or not 0 < value <= 1:
+            return 1.0
+        return max(LEAST_FACTOR, float(value))
 
     def exchange(self, view: FleetView, now: Instant) -> None:
         """Give this node's report to gossip, and take the peers' reports into ``view``."""
@@ -127,7 +136,7 @@ def waits_of(value: object) -> Waits | None:
     """Read what a peer says of its waits; None unless they are three finite numbers."""
     if not isinstance(value, list | tuple) or len(value) != len(IDLE):
         return None
-    if not all(_is_time(one) for one in value):
+    if not all(is_time(one) for one in value):
         return None
     first, second, third = map(float, value)
     return first, second, third
@@ -136,10 +145,15 @@ def waits_of(value: object) -> Waits | None:
 def times_of(value: object) -> dict[str, float]:
     """Read what a peer says of its service times by kind; what is none is left out."""
     known = value.items() if isinstance(value, dict) else ()
-    return {kind: float(ms) for kind, ms in known if isinstance(kind, str) and _is_time(ms)}
+    return {
+        kind: max(LEAST_MS, float(ms))
+        for kind, ms in known
+        if isinstance(kind, str) and is_time(ms)
+    }
 
 
-def _is_time(value: object) -> bool:
+def is_time(value: object) -> bool:
+    """Tell whether a peer's value is a number of milliseconds that makes sense."""
     return isinstance(value, int | float) and 0 <= value <= MAX_MS
 
 
@@ -147,7 +161,7 @@ def _capacity(record: Mapping[str, object]) -> Capacity:
     passes_per_s, files = record.get("capacity"), record.get("files")
     zone = record.get("zone")
     return Capacity(
-        passes_per_s=float(passes_per_s) if isinstance(passes_per_s, int | float) else 0.0,
+        passes_per_s=_clamped(passes_per_s),
         takeover=record.get("takeover") is True,
         files=files if isinstance(files, str) else "",
         draining=record.get("draining") is True,
@@ -159,4 +173,13 @@ def _capacity(record: Mapping[str, object]) -> Capacity:
 
 def _providers(accelerators: object) -> tuple[str, ...]:
     listed = accelerators if isinstance(accelerators, list) else ()
-    return tuple(str(one.get("provider")) for one in listed if isinstance(one, dict))
+    named = (one.get("provider") for one in listed if isinstance(one, dict))
+    # Each name makes a type of its own in every plan.
+    return tuple(name if name in PROVIDERS else "other" for name in named)
+
+
+def _clamped(value: object) -> float:
+    """Read a capacity; nobody has more than a thousand times what a small board has."""
+    if not isinstance(value, int | float) or not value > 0:
+        return 0.0
+    return min(float(value), MOST_PASSES_PER_S)

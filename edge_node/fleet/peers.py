@@ -17,28 +17,36 @@ import msgpack
 from yarl import URL
 
 from edge_node.fleet.auth import CHALLENGE_HEADER, HEADER, Signer
-from edge_node.fleet.load import waits_of
+from edge_node.fleet.load import is_time, waits_of
 from edge_node.placement.fetch import PRIOR_BPS
 from edge_node.workers import Inference
 from gossip import Address
 from models.wire import EFFORTS, Effort, Rung
 
 MAX_REPLY_BYTES = 4 * 2**20
+MAX_NAME_CHARS = 128
 MEASURED_BYTES = 2**16  # shorter replies say nothing about bandwidth
 BANDWIDTH_GAIN = 0.3
 LATE = ("deadline", "queue full")
 """Refusals of a peer that has too much to do."""
 
+UNUSABLE = ("refused with 409", "refused with 413")
+"""Refusals of an image that is none or too large; or its model failed."""
+
 RUNGS: Mapping[object, Rung] = {rung: rung for rung in get_args(Rung)}
 
 
 class PeerError(Exception):
-    """A peer did not answer a request; ``silent`` when nothing at all came back."""
+    """A peer did not answer a request; ``silent`` when nothing at all came back.
 
-    def __init__(self, reason: str, *, silent: bool) -> None:
+    ``at_work``: it may still be at it, which it is not when the connection broke.
+    """
+
+    def __init__(self, reason: str, *, silent: bool, at_work: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.silent = silent
+        self.at_work = at_work
 
 
 class Peers:
@@ -81,16 +89,16 @@ class Peers:
         try:
             fields = msgpack.unpackb(reply)
             answered_by = fields.get("node", b"")
-            if not isinstance(answered_by, bytes):
-                raise ValueError("node: not bytes")
+            if not isinstance(answered_by, bytes) or len(answered_by) not in (0, len(node)):
+                raise ValueError("node: not an id")
             return answered_by or node, Inference(
                 boxes=[_box(box) for box in fields["boxes"]],
-                digest=str(fields["digest"]),
-                variant=str(fields["variant"]),
+                digest=_name(fields["digest"]),
+                variant=_name(fields["variant"]),
                 effort=_effort(fields["effort"]),
                 rung=RUNGS[fields["rung"]],
-                service_ms=float(fields["service_ms"]),
-                wait_ms=float(fields["wait_ms"]),
+                service_ms=_time(fields["service_ms"]),
+                wait_ms=_time(fields["wait_ms"]),
                 waits_ms=_waits(fields["waits_ms"]),
             )
         except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
@@ -134,7 +142,7 @@ class Peers:
                 raise PeerError(_refusal(status, reply), silent=False)
             return reply
         except TimeoutError as error:
-            raise PeerError("no answer in time", silent=True) from error
+            raise PeerError("no answer in time", silent=True, at_work=True) from error
         except (aiohttp.ClientError, ValueError, OSError) as error:  # ValueError: its address
             raise PeerError("unreachable", silent=True) from error
 
@@ -152,7 +160,8 @@ class Peers:
                     raise PeerError("reply too large", silent=False)
             self._measure(node, len(reply), time.monotonic() - began_s)
             challenge = response.headers.get(CHALLENGE_HEADER)
-            learnt = response.status == 401 and self._signer.learn(node, challenge)
+            sent = headers[HEADER]
+            learnt = response.status == 401 and self._signer.learn(node, challenge, sent)
             return response.status, bytes(reply), learnt
 
     def _measure(self, node: bytes, size_bytes: int, spent_s: float) -> None:
@@ -180,6 +189,19 @@ def _effort(value: object) -> Effort:
     if found is None:
         raise ValueError("not an effort")
     return found
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_NAME_CHARS:
+        raise ValueError("not a name")
+    return value
+
+
+def _time(value: object) -> float:
+    """Check a time of a peer: what is learned from one that is none is never forgotten."""
+    if not isinstance(value, int | float) or not is_time(value):
+        raise ValueError("not a time")
+    return float(value)
 
 
 def _waits(value: object) -> list[float]:

@@ -10,13 +10,11 @@ import math
 from collections.abc import Callable, Mapping
 
 from edge_node.cameras.spec import AgentSpec
-from edge_node.fleet.load import Capacity, Load, times_of
+from edge_node.fleet.load import LEAST_FACTOR, Capacity, Load, times_of
 from edge_node.placement.choose import Reach
-from edge_node.placement.epoch import Plan, Seat, Stream, plan, reach
+from edge_node.placement.epoch import TARGET, Plan, Seat, Stream, plan, reach
 from edge_node.placement.view import FleetView
 from models.wire import SHORT
-
-LEAST_FACTOR = 0.02
 
 
 class Planner:
@@ -100,15 +98,19 @@ class Planner:
             for name, spec in specs.items()
             if (host := host_of(spec)) in living
         ]
-        self.plan = await asyncio.to_thread(plan, streams, seats, self.plan.primary)
-        self._seats, self._reach, self._moved, self._living = seats, {}, {}, living
+        current = dict(self.plan.primary)
+        moved, self._moved = self._moved, {}
+        for agent, node in moved.items():
+            current[agent] = self._node_id if node is None else node
+        self.plan = await asyncio.to_thread(plan, streams, seats, current)
+        self._seats, self._reach, self._living = seats, {}, living
 
     def _read_seats(self, living: Mapping[bytes, Capacity], now_s: float) -> list[Seat]:
         """Read what the living nodes say that they are, as far as this one believes them."""
         seats = []
         for node, capacity in living.items():
             times = {} if capacity.leaving else self._times(node)
-            count = float(max(1, len(capacity.providers)))
+            count = TARGET * max(1, len(capacity.providers))
             peer = self._view.peers.get(node)
             late_ms = peer.late_ms(now_s) if peer else 0.0
             seats.append(Seat(node, _type(capacity, times), capacity.zone, times, count, late_ms))

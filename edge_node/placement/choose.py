@@ -15,11 +15,14 @@ from typing import Literal
 from edge_node.placement.view import Option
 
 COMFORT = 0.2
-"""Share of the budget within which the planned place is taken without a look at others.
+"""Share of the budget within which the planned place is taken without a look at others."""
 
-Nor does another place get the task unless it is within this, or hardly slower than the planned one
-would be if nobody waited there: whoever moves leaves behind what it could reuse, which costs the
-fleet a full pass and, where all are busy, makes others late who then move as well."""
+ELSEWHERE = 0.3
+"""Share of the budget within which another place must be, unless it is hardly slower than the
+planned one would be if nobody waited there.
+
+Whoever moves leaves behind what it could reuse, which costs the fleet a full pass and, where all
+are busy, makes others late who then move as well."""
 
 HARDLY = 1.5
 GAIN = 0.5
@@ -67,6 +70,8 @@ def choose(
     reach: Reach,
     ask: Ask,
     rng: random.Random,
+    *,
+    reuses: bool = True,
 ) -> Decision:
     """Return where a task with ``budget_ms`` left should run. O(1).
 
@@ -76,12 +81,16 @@ def choose(
         planned: the peer that the plan names, or to which the agent's last task was moved since;
             None for this node.
         ask: what is known of a peer; None if nothing that counts.
+        reuses: whether it gains from what the planned place computed for earlier ones; otherwise it
+            has nothing to leave behind.
     """
     first = here if planned is None else ask(planned)
     if first is not None and first.finish_ms <= COMFORT * budget_ms:
         return Decision(first, "plan", (first,))
     considered = [] if first is None else [first]
-    limit_ms = SAFETY * budget_ms if first is None else _limit_ms(budget_ms, first)
+    limit_ms = SAFETY * budget_ms
+    if first is not None and reuses:
+        limit_ms = _limit_ms(budget_ms, first)
     best = first
     found: Scope = "plan"
     for scope, options in _ever_wider(here, reach, ask, rng):
@@ -100,7 +109,7 @@ def choose(
 def _limit_ms(budget_ms: float, first: Option) -> float:
     """Return within which time another place must be, that a task should move there."""
     alone_ms = first.finish_ms - first.wait_ms
-    much_ms = max(COMFORT * budget_ms, HARDLY * alone_ms)
+    much_ms = max(ELSEWHERE * budget_ms, HARDLY * alone_ms)
     return min(SAFETY * budget_ms, GAIN * first.finish_ms, much_ms)
 
 

@@ -35,6 +35,7 @@ COLD_FACTOR = 2.0  # on priors, until completions say better
 COLD_VARIANCE = 0.25
 LEAST_VARIANCE = 1e-4
 MEAN_WEIGHT, VARIANCE_WEIGHT = 0.08, 0.05  # of the newest completion, once there were many
+MOST_ESTIMATES = 4_096  # agents and nodes come and go
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +148,10 @@ class Controller:
         if service_ms is None or not service_ms > 0:
             return
         log_ms = math.log(service_ms)
-        estimate = self._estimates.get(option.key)
-        if estimate is None:
-            estimate = self._estimates[option.key] = self._estimate(option)
+        estimate = self._estimates.pop(option.key, None) or self._estimate(option)
+        self._estimates[option.key] = estimate
+        if len(self._estimates) > MOST_ESTIMATES:
+            del self._estimates[next(iter(self._estimates))]  # whose tasks ended longest ago
         estimate.learn(log_ms)
         self._ratios += 1
         weight = max(MEAN_WEIGHT, 1 / (self._ratios + 1))

@@ -9,6 +9,7 @@ trusted again slowly, whatever it says of itself.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from edge_node.placement.fetch import PRIOR_RTT_S
 
@@ -23,8 +24,13 @@ SILENCE_MAX_S = 30.0
 
 Its load reports do not end it: gossip may get through where requests do not."""
 
+MOST_PEERS = 10_000
+
 STALE_AFTER_S = 10.0
 """Load older than this says nothing about now."""
+
+FRESH_S = 0.5
+"""How long what rode on a reply counts more than a load report, which gossip made older."""
 
 DRAIN = 0.5
 """Share of the time that passes by which a backlog shrinks: new work comes in meanwhile."""
@@ -35,7 +41,13 @@ NETWORK_GAIN = 0.2
 LATE_GAIN, EARLY_GAIN = 0.2, 0.05
 """Weights of the newest answer in how late a peer's are: trust is lost faster than won."""
 
-LATE_HALF_LIFE_S = 30.0
+OVERTAKEN_MS = 100.0
+"""An answer later than predicted by no more is no reason for doubt: critical work came first."""
+
+MOST_LATE_MS = 1_000.0
+"""A single answer is no evidence for more: what is long for one camera is nothing to another."""
+
+LATE_HALF_LIFE_S = 4.0
 """A peer that is not asked any more wins trust by time alone."""
 
 REFUSAL_GAIN = 0.5
@@ -69,6 +81,7 @@ class PeerEstimate:
     network_ms: float = 0.0
     heard_s: float = 0.0
     at_s: float = 0.0
+    replied_s: float = -inf
     answered: bool = False
     silence_s: float = 0.0
     silent_until_s: float = 0.0
@@ -89,7 +102,7 @@ class PeerEstimate:
 
     def was_late(self, excess_ms: float, gain: float, now_s: float) -> None:
         """Take by how much an answer was later than predicted, lateness included."""
-        self.lateness_ms = max(0.0, self.late_ms(now_s) + gain * excess_ms)
+        self.lateness_ms = max(0.0, self.late_ms(now_s) + gain * min(MOST_LATE_MS, excess_ms))
         self.late_s = now_s
 
 
@@ -117,8 +130,9 @@ class FleetView:
         peer = self.peers.setdefault(node, PeerEstimate())
         if peer.number == number:
             return
-        peer.number, peer.service_ms = number, service_ms
-        peer.waits_ms, peer.heard_s, peer.at_s = waits_ms, now_s, now_s
+        peer.number, peer.service_ms, peer.heard_s = number, service_ms, now_s
+        if now_s - peer.replied_s >= FRESH_S:
+            peer.waits_ms, peer.at_s = waits_ms, now_s
         if not peer.answered:
             peer.network_ms = network_ms
 
@@ -143,15 +157,18 @@ class FleetView:
         gain = NETWORK_GAIN if peer.answered else 1.0
         peer.network_ms = max(0.0, peer.network_ms + gain * (network_ms - peer.network_ms))
         peer.answered, peer.silence_s, peer.silent_until_s = True, 0.0, 0.0
-        peer.waits_ms, peer.heard_s, peer.at_s = waits_ms, now_s, now_s
-        self.was_late(node, predicted_ms, actual_ms, now_s)
+        peer.waits_ms, peer.heard_s, peer.at_s, peer.replied_s = waits_ms, now_s, now_s, now_s
+        excess_ms = actual_ms - predicted_ms
+        if excess_ms < 0.0:
+            peer.was_late(excess_ms, EARLY_GAIN, now_s)
+        elif excess_ms > OVERTAKEN_MS:
+            peer.was_late(excess_ms - OVERTAKEN_MS, LATE_GAIN, now_s)
 
-    def was_late(self, node: bytes, predicted_ms: float, actual_ms: float, now_s: float) -> None:
-        """Take how long an answer took, or until a refusal for lack of time; see there."""
+    def had_no_time(self, node: bytes, excess_ms: float, now_s: float) -> None:
+        """Take a refusal for lack of time: an answer later than predicted by so much at least."""
         peer = self.peers.get(node)
-        if peer is not None:
-            excess_ms = actual_ms - predicted_ms
-            peer.was_late(excess_ms, LATE_GAIN if excess_ms > 0 else EARLY_GAIN, now_s)
+        if peer is not None and excess_ms > 0.0:
+            peer.was_late(excess_ms, LATE_GAIN, now_s)
 
     def refused(self, node: bytes, budget_ms: float, now_s: float) -> None:
         """Take a refusal of what the peer makes believe that it does."""
@@ -183,8 +200,16 @@ class FleetView:
             peer.silent_until_s = now_s + peer.silence_s
 
     def forget(self, node: bytes) -> None:
-        """Drop a peer that left or died."""
-        self.peers.pop(node, None)
+        """Offer a peer no more that left or died; if it comes back it is what it was.
+
+        Of very many such the first are dropped.
+        """
+        peer = self.peers.pop(node, None)
+        if peer is not None:
+            peer.service_ms, peer.number = {}, None
+            self.peers[node] = peer
+            while len(self.peers) > MOST_PEERS:
+                del self.peers[next(iter(self.peers))]
 
     def rtt_s(self, node: bytes) -> float:
         """Return what is known of the way to a peer and back, :data:`PRIOR_RTT_S` if nothing."""

@@ -252,7 +252,7 @@ class Affinity:
             full = len(current.errors) == WINDOW
             if current.learned and full and self._prior.error() < PRIOR_LEAD * current.error():
                 self._use(self._prior)
-                (self._folder / CURRENT_NAME).unlink(missing_ok=True)
+                self._drop(CURRENT_NAME)
             return
         if self._contest_tasks < CONTEST_TASKS:
             return
@@ -263,7 +263,7 @@ class Affinity:
             self._shadow = None
         elif self._contest_tasks >= LONGEST_CONTEST_TASKS:
             self._shadow = None
-            (self._folder / SHADOW_NAME).unlink(missing_ok=True)
+            self._drop(SHADOW_NAME)
 
     def _use(self, contender: _Contender) -> None:
         learned = contender.learned
@@ -284,6 +284,12 @@ class Affinity:
         except ModelError as error:
             self.trouble = str(error)
             return None
+
+    def _drop(self, name: str) -> None:
+        try:
+            (self._folder / name).unlink(missing_ok=True)
+        except OSError as error:  # it is taken up at the next start, and judged again
+            self.trouble = f"{self._folder / name}: cannot be removed ({error.strerror})"
 
     def _move(self, path: Path, name: str) -> None:
         try:

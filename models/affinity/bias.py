@@ -38,6 +38,9 @@ class _Residuals:
         self.variance += SPREAD_WEIGHT * (step * step - self.variance)
         self.count, self.seen_s = self.count + 1, now_s
 
+    def is_idle(self, now_s: float) -> bool:
+        return not 0 <= now_s - self.seen_s <= IDLE_S
+
     def correction(self) -> float:
         """Return the mean, shrunk by its own noise (James and Stein's positive part)."""
         noise = DEVIATIONS**2 * self.variance * WEIGHT / (2 - WEIGHT)
@@ -64,13 +67,13 @@ class Bias:
             residuals = self._residuals[place] = _Residuals(now_s)
         residuals.add(residual, now_s)
         self.values[place] = residuals.correction()
-        if now_s >= self._faded_s + 1:
+        if not self._faded_s <= now_s < self._faded_s + 1:  # also after the clock was set back
             self._fade(now_s)
 
     def _fade(self, now_s: float) -> None:
-        factor = 0.5 ** (min(now_s - self._faded_s, HALF_LIFE_S) / HALF_LIFE_S)
+        factor = 0.5 ** (min(max(0.0, now_s - self._faded_s), HALF_LIFE_S) / HALF_LIFE_S)
         self._faded_s = now_s
-        for place in [p for p, one in self._residuals.items() if now_s - one.seen_s > IDLE_S]:
+        for place in [p for p, one in self._residuals.items() if one.is_idle(now_s)]:
             one = self._residuals[place]
             one.mean *= factor
             self.values[place] = one.correction()

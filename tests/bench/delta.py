@@ -12,12 +12,14 @@ the fastest that reaches the bar as calibrated; in hindsight, at any of its sett
 rows are those of its large variant (`ours`); those of the small one stand beside them. Needs the
 folder EDGE_NODE_ASSETS; takes about ten minutes.
 
-Arguments name rows and parts: `make bench-delta ARGS="quiet.yolox walkers exact"`.
+Arguments name rows and parts: `make bench-delta ARGS="quiet.yolox walkers exact"`. With `traces`
+alone it records what each frame cost the ladder, for simulated fleets, and measures nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import time
@@ -31,7 +33,7 @@ import numpy as np
 
 from models.images import Canvas
 from models.manifest import load_manifest
-from models.wire import Box, ModelFile
+from models.wire import Box, ModelFile, Rung
 from tests.bench.delta_clips import Clip, Shot, clip_named, dirty_share
 from tests.bench.delta_methods import Method, Network
 from tests.bench.delta_ours import Ours
@@ -41,6 +43,8 @@ from tests.bench.delta_score import ENOUGH_BOXES, Agreement, agreement, bar, noi
 from tests.bench.report import Figure, report
 
 YOLOX = "models/yolox_nano_dyn.onnx"
+TRACES = Path("simnet/scenarios/delta_traces.json")
+RUNG_LETTERS: dict[Rung, str] = {"same": "s", "gate": "g", "sparse": "d", "full": "f"}
 VARIANTS = {"ours": "large", "small": "small"}
 FLOOR_EVERY = 2
 LEAST_DIRTY = 0.40
@@ -91,6 +95,7 @@ class Run:
     floor: Agreement = field(default_factory=Agreement)
     dirty: float = 0.0
     frames: int = 0
+    served: list[tuple[Rung, float]] = field(default_factory=list)  # by our ladder: seconds
 
     @property
     def bar(self) -> float:
@@ -193,6 +198,7 @@ def _answered(
         given = works[index][1]()
         took[index] = given, time.thread_time() - started_s
     boxes, full_s = took[0]
+    run.served.append((mine.rung, took[len(works) - 1][1]))
     for index, (tally, _) in enumerate(works):
         tally.add(boxes, *took[index])
     for rival in running:
@@ -322,9 +328,42 @@ def _named(row_name: str, argument: str) -> bool:
     return argument in (row_name, row_name.split(".")[0])
 
 
+def traces(assets: Path) -> None:
+    """Write what each scored frame cost our ladder, in hundredths of the mean full pass.
+
+    The mask and all else that the ladder does is in the cost; a camera's first frame is left out.
+    """
+    lines = []
+    for name in (name for name in ROWS if not name.endswith(".small")):
+        clip_name, model = name.split(".")
+        clip = clip_named(clip_name, assets)
+        if isinstance(clip, list):
+            sys.exit(f"no traces without {', '.join(clip)}")
+        network = network_of(model, clip, assets)
+        mine = Ours(network)
+        calibrated(clip, network, [mine])
+        run = scored(clip, network, mine, [])
+        full_s = run.full.spent_s / run.frames
+        counts = [camera.count - camera.calibration_count for camera in clip.cameras]
+        firsts = {sum(counts[:place]) for place in range(len(counts))}
+        frames = [one for index, one in enumerate(run.served) if index not in firsts]
+        cost = [max(1, round(100 * spent_s / full_s)) for _, spent_s in frames]
+        trace = {
+            "full_ms": round(full_s * 1e3, 1),
+            "rungs": "".join(RUNG_LETTERS[rung] for rung, _ in frames),
+            "cost": cost,
+        }
+        lines.append(f" {json.dumps(name)}: {json.dumps(trace, separators=(',', ':'))}")
+        print(f"{name}: {len(cost)} frames at {sum(cost) / len(cost):.0f} %; {mine.note()}")
+    TRACES.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def main() -> int:
     """Print the table and write `.bench/delta.json`."""
     assets = Path(os.environ.get("EDGE_NODE_ASSETS", ""))
+    if sys.argv[1:] == ["traces"]:
+        traces(assets)
+        return 0
     figures: list[Figure] = []
     for name in chosen(sys.argv[1:]):
         figures += PARTS[name](assets) if name in PARTS else row(name, assets)

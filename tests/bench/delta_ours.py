@@ -20,7 +20,7 @@ from models.delta.mask import ChangeMask
 from models.images import Canvas, Pixels
 from models.ladder import Ladder
 from models.track import CostModel
-from models.wire import Box
+from models.wire import Box, Rung
 from tests.bench.delta_clips import Shot
 from tests.bench.delta_methods import Network
 
@@ -59,6 +59,7 @@ class Ours:
         self.verdict_frames, self.verdict_s, self.has_verdict = 0, 0.0, False
         self.masked = 0  # frames that the mask looked at since the last restart
         self._is_masked = False
+        self.rung: Rung = "full"  # of the last frame
         self.ladder: Ladder
 
     def open(self, frame: Canvas) -> None:
@@ -134,8 +135,10 @@ class Ours:
 
     def _answered(self, frame: Canvas, now_s: float) -> list[Box]:
         if (reused := self.ladder.look(frame.pixels, now_s)) is not None:
-            return reused[0]
+            boxes, self.rung = reused
+            return boxes
         outcome = self.ladder.serve(frame.pixels, now_s)
+        self.rung = outcome.rung
         if outcome.afterwards is not None:
             outcome.afterwards()
         return outcome.boxes

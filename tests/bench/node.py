@@ -26,8 +26,9 @@ def idle(folder: Path) -> list[Figure]:
         b.start().ready()
         wait_for("b alive", lambda: a.states().get("idle-b") == "alive")
         time.sleep(3)
-        resident_mb, before_s = a.resident_kb / 1e3, a.cpu_s()
+        before_s = a.cpu_s()
         time.sleep(IDLE_S)
+        resident_mb = a.resident_kb / 1e3
         percent = 100 * (a.cpu_s() - before_s) / IDLE_S
     finally:
         b.stop()

@@ -47,7 +47,7 @@ PEERS = [
         "incarnation": 3,
         "rtt_ms": 1.25,
         "since_s": 4.0,
-        "load": None,
+        "load": {"queue": None, "waits_ms": {"0": "what a peer made up"}},
     },
 ]
 AGENTS = [
@@ -496,6 +496,14 @@ def test_wrong_words_after_tiers_are_answered_clearly(
 ) -> None:
     done = edge_node("tiers", *words, "--api", api.address)
     assert done == (status, "", f"edge-node: {error}\n")
+
+
+@pytest.mark.parametrize("frame", ["", "/5", "gate/", "gate/5/6"])
+def test_what_is_no_frame_is_not_asked_for(api: Api, frame: str) -> None:
+    status, out, err = edge_node("why", frame, "--api", api.address)
+    assert (status, out) == (2, "")
+    assert "write AGENT or AGENT/NUMBER" in err
+    assert api.asked == []
 
 
 def test_a_node_is_drained_and_taken_back(api: Api) -> None:

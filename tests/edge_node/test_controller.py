@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_node.placement.budget import BudgetSpent
-from edge_node.placement.controller import LATE_COST, Alternative, Controller
+from edge_node.placement.controller import (
+    LATE_COST,
+    MOST_ESTIMATES,
+    Alternative,
+    Controller,
+)
 
 BEST = Alternative(("large", "full"), 0.92, 8.0)
 GOOD = Alternative(("small", "full"), 0.88, 4.0)
@@ -169,3 +174,14 @@ def test_the_same_completions_give_the_same_choices() -> None:
 
     assert run() == run()
     assert len(set(run())) > 3
+
+
+def test_agents_that_come_and_go_do_not_fill_the_memory() -> None:
+    controller = Controller()
+    for number in range(MOST_ESTIMATES + 100):
+        controller.observe(Alternative(("agent", number), 1.0, 10.0), 40.0, True)
+    assert len(controller._estimates) == MOST_ESTIMATES
+    # A newcomer has no estimate of its own, one that was completed lately has.
+    controller.observe(Alternative(("agent", MOST_ESTIMATES + 99), 1.0, 10.0), 400.0, True)
+    known = Alternative(("agent", MOST_ESTIMATES + 99), 1.0, 10.0)
+    assert controller.service_ms(known) > controller.service_ms(Alternative("new", 1.0, 10.0))

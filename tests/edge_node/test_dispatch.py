@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from edge_node import dispatch
 from edge_node.api.peer import peer_app
 from edge_node.config import AcceleratorConfig
-from edge_node.decisions import explain
-from edge_node.dispatch import SUBMITTED, Dispatch
+from edge_node.decisions import Decisions, Record, explain
+from edge_node.dispatch import FORWARD_MIN_MS, SUBMITTED, Dispatch
 from edge_node.fleet.auth import Signer, Verifier
 from edge_node.fleet.peers import Peers
 from edge_node.foresight import Foresight
@@ -39,9 +40,11 @@ NAMES = {PEER: "peer", OTHER: "other"}
 class Peer(Node):
     """A peer that answers after a while, or refuses."""
 
-    def __init__(self, *, late_s: float = 0.0, error: Exception | None = None) -> None:
+    def __init__(
+        self, *, late_s: float = 0.0, error: Exception | None = None, **told: object
+    ) -> None:
         super().__init__()
-        self.late_s, self.error = late_s, error
+        self.late_s, self.error, self.told = late_s, error, told
         self.requests: list[Mapping[str, Any]] = []
 
     async def peer_infer(self, sender: bytes, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +55,7 @@ class Peer(Node):
         return {
             "boxes": [], "digest": request["digest"], "variant": "small", "rung": "full",
             "effort": request["effort"],
-            "service_ms": 1.0, "wait_ms": 0.0, "waits_ms": IDLE, "node": b"",
+            "service_ms": 1.0, "wait_ms": 0.0, "waits_ms": IDLE, "node": b"", **self.told,
         }  # fmt: skip
 
 
@@ -223,9 +226,9 @@ def test_a_zero_or_past_deadline_is_answered_with_the_reason_and_not_queued(
     run(test)
 
 
-def request(budget_ms: float, *, bounced: bool) -> dict[str, Any]:
+def request(budget_ms: float, *, bounced: bool, agent: str = "door") -> dict[str, Any]:
     return {
-        "agent": "door", "frame": 1, "digest": SMALL.digest, "budget_ms": budget_ms, "tier": 2,
+        "agent": agent, "frame": 1, "digest": SMALL.digest, "budget_ms": budget_ms, "tier": 2,
         "image": JPEG, "bounced": bounced, "effort": "full",
     }  # fmt: skip
 
@@ -247,7 +250,7 @@ def test_what_would_be_late_here_is_passed_on_once_and_the_sender_is_told_by_who
                 assert answered_by == b""
                 try:
                     answered_by, inference = await here.dispatch.receive(
-                        PEER, request(tight_ms, bounced=False)
+                        PEER, request(tight_ms, bounced=False, agent="yard")
                     )
                 except (Shed, BudgetSpent):
                     continue
@@ -278,3 +281,105 @@ def test_a_peer_is_told_that_the_model_is_not_here_or_the_image_is_none() -> Non
             assert record.outcome.startswith("model failed")
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"service_ms": float("nan")}, {"service_ms": float("inf")}, {"service_ms": -1.0},
+        {"wait_ms": float("nan")}, {"wait_ms": -1e300}, {"variant": 7}, {"digest": "a" * 10_000},
+        {"node": b"x"},
+    ],
+)  # fmt: skip
+def test_an_answer_that_makes_no_sense_teaches_nothing(told: dict[str, object]) -> None:
+    async def test() -> None:
+        async with site({PEER: Peer(**told)}, planned=PEER) as here:
+            here.hear(PEER)
+            assert await here.submit() == "here"
+            assert here.counters.get("forward_failed", reason="malformed reply") == 1
+
+    run(test)
+
+
+def test_a_peer_that_cannot_be_reached_costs_none_of_the_budget() -> None:
+    async def test() -> None:
+        async with site({}, planned=PEER) as here:
+            here.hear(PEER)
+            # Less than any peer is given: what was meant for it is all there is.
+            assert await here.submit(FORWARD_MIN_MS / 2) == "here"
+            record = here.dispatch.decisions.find(SUBMITTED, 1)
+            assert record is not None
+            assert [one.node for one in record.attempts] == [PEER, None]
+
+    run(test)
+
+
+def test_a_peer_that_makes_believe_that_it_takes_for_ever_is_not_waited_for_so_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "FORWARD_MAX_MS", FORWARD_MIN_MS)
+    mute = Peer(late_s=60.0)
+
+    async def test() -> None:
+        async with site({PEER: mute}, planned=PEER, loaded=False) as here:
+            here.hear(PEER, wait_ms=1e9)
+            with pytest.raises(Shed):
+                await asyncio.wait_for(here.submit(budget_ms=100.0), 10.0)
+            assert here.view.peers[PEER].silence_s > 0
+
+    run(test)
+
+
+def test_an_image_that_is_none_is_not_held_against_a_peer() -> None:
+    strict = Peer(error=ModelError("the image cannot be decoded"))
+
+    async def test() -> None:
+        async with site({PEER: strict}, planned=PEER) as here:
+            here.hear(PEER)
+            with pytest.raises(ModelError):
+                await here.dispatch.submit(SMALL.digest, 2, 60_000.0, b"no picture")
+            record = here.dispatch.decisions.find(SUBMITTED, 1)
+            assert record is not None
+            outcomes = [(one.node, one.outcome) for one in record.attempts]
+            assert outcomes == [(PEER, "refused with 409"), (None, "model failed")]
+            assert here.view.peers[PEER].lateness_ms == 0.0
+
+    run(test)
+
+
+def test_a_refusal_for_lack_of_time_is_no_reason_for_trust() -> None:
+    busy = Peer(error=Shed("queue full"))
+
+    async def test() -> None:
+        async with site({PEER: busy}, loaded=False) as here:
+            here.hear(PEER, wait_ms=400.0)
+            here.view.peers[PEER].was_late(1_000.0, 1.0, asyncio.get_running_loop().time())
+            with pytest.raises(Shed):
+                await here.submit(budget_ms=300.0)
+            assert len(busy.requests) == 1
+            assert here.view.peers[PEER].lateness_ms > 980.0  # what is less is the time since
+
+    run(test)
+
+
+def test_an_answer_that_was_passed_on_is_known_as_such() -> None:
+    broker = Peer(node=OTHER)
+
+    async def test() -> None:
+        async with site({PEER: broker}, planned=PEER) as here:
+            here.hear(PEER)
+            assert await here.submit() == "other"
+            record = here.dispatch.decisions.find(SUBMITTED, 1)
+            assert record is not None
+            assert [one.outcome for one in record.attempts] == ["passed on"]
+
+    run(test)
+
+
+def test_the_newest_record_of_an_agent_is_found_after_its_frames_are_counted_anew() -> None:
+    decisions = Decisions()
+    for frame in (1, 2, 1):
+        decisions.add(Record("door", frame, "", ("", "full"), 2, 1.0, 0))
+    newest = decisions.find("door", None)
+    assert newest is not None
+    assert newest.frame == 1

@@ -17,7 +17,7 @@ from edge_node.dispatch import Work
 from edge_node.fleet.load import Capacity
 from edge_node.fleet.tiers import Tiers
 from edge_node.metrics import Counters
-from edge_node.workers import Inference, ModelFile, WorkerHandle
+from edge_node.workers import FrameReady, Inference, ModelFile, WorkerHandle
 from gossip import Identity, verify
 from models.accelerators import AcceleratorSpec
 from models.manifest import load_manifest
@@ -440,6 +440,28 @@ def test_every_frame_ends_exactly_once_across_reopening_and_closing() -> None:
 
 
 # Tiers, as the replica carries them
+
+
+def test_a_frame_ends_also_when_answering_it_failed_in_a_way_that_nobody_foresaw() -> None:
+    async def scenario() -> None:
+        site = Site("a")
+
+        async def fail(work: Work) -> tuple[str, Inference]:
+            raise ZeroDivisionError(work.frame)
+
+        site.agents._answer_to = fail
+        site.publish("door")
+        site.commit()
+        (spec,) = site.hosts.specs().values()
+        await site.agents.host(spec, site.worker, "")
+        for frame in range(20):
+            site.agents.frame_ready(FrameReady("door", frame, 0, 0.0, 8, 8, False))
+        await site.agents.close(10.0)
+        assert site.counters.get("frames") == 20
+        assert site.counters.get("lost", reason="internal error") == 16
+        assert site.counters.get("shed", reason="too many in flight") == 4
+
+    asyncio.run(scenario())
 
 
 def tiers_of(site: Site) -> Tiers:

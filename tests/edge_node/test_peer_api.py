@@ -54,6 +54,24 @@ def test_a_frame_is_run_for_a_peer() -> None:
     with_peer(use)
 
 
+def test_requests_under_way_together_all_learn_the_challenge() -> None:
+    async def run() -> None:
+        node, verifier = Node(), Verifier(B, Keyring(SECRET))
+        node.answer = {**ANSWER, "variant": "small", "service_ms": 9, "wait_ms": 1.5,
+                       "waits_ms": [0, 0, 0], "effort": "full"}  # fmt: skip
+        async with serving(peer_app(node, verifier)) as client:
+            signer = Signer(A, bytes(16), Keyring(SECRET))
+            peers = Peers(signer, lambda _: ("127.0.0.1", client.port), lambda node: node.hex())
+            try:
+                asked = (peers.infer(B, FRAME, timeout_s=5) for _ in range(8))
+                answers = await asyncio.gather(*asked)
+            finally:
+                await peers.close()
+        assert len(answers) == 8
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
 def test_the_client_of_a_node_is_understood_even_after_a_restart() -> None:
     full = {
         **ANSWER,

@@ -79,7 +79,7 @@ async def answer_here(work: Work) -> tuple[str, Inference]:
 
 
 @asynccontextmanager
-async def site(holders: Iterable[tuple[bytes, Peer]]) -> AsyncIterator[Site]:
+async def site(holders: Iterable[tuple[bytes, Peer]], cache_mb: int = 256) -> AsyncIterator[Site]:
     async with AsyncExitStack() as stack:
         ports = {
             node: (await stack.enter_async_context(
@@ -96,7 +96,9 @@ async def site(holders: Iterable[tuple[bytes, Peer]]) -> AsyncIterator[Site]:
         counters = Counters()
         agents = Agents("here", (), answer_here, counters, lambda agent: 2, lambda result: None)
         worker = WorkerHandle(
-            AcceleratorSpec("cpu0", "cpu"), on_frame=agents.frame_ready, on_event=lambda _: None
+            AcceleratorSpec("cpu0", "cpu", cache_mb=cache_mb),
+            on_frame=agents.frame_ready,
+            on_event=lambda _: None,
         )
         stack.push_async_callback(worker.stop, 0.0)
         await worker.start()
@@ -132,6 +134,17 @@ def test_a_wrong_entry_is_counted_and_the_next_holder_asked() -> None:
             found = entries.decode("door", SMALL.digest, data)
             assert found is not None
             assert found.calibrated is not None
+
+    run(test)
+
+
+def test_where_nothing_is_reused_nobody_is_asked() -> None:
+    right = Peer(entry())
+
+    async def test() -> None:
+        async with site([(NEAR, right)], cache_mb=0) as here:
+            await here.warm.begin("door", [holder(NEAR, 2)])
+            assert (right.asked, here.agents.cold, here.outcomes()) == (0, {}, {})
 
     run(test)
 

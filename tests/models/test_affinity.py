@@ -231,6 +231,15 @@ def test_a_model_that_the_prior_beats_is_dropped(tmp_path: Path, direct: bytes) 
     assert Affinity(tmp_path).state(0.0)["stage"] == "prior"
 
 
+def test_a_file_that_cannot_be_removed_costs_no_answer(tmp_path: Path, direct: bytes) -> None:
+    affinity = ready(tmp_path, direct)
+    (tmp_path / CURRENT_NAME).unlink()
+    (tmp_path / CURRENT_NAME).mkdir()  # what only a disk in trouble refuses otherwise
+    observe(affinity, [one._replace(actual_ms=one.features.prior_ms) for one in rows(250, seed=3)])
+    assert affinity.state(0.0)["stage"] == "prior"
+    assert "cannot be removed" in affinity.trouble
+
+
 def test_a_slowdown_is_corrected_and_raises_the_alarm(tmp_path: Path, direct: bytes) -> None:
     affinity = ready(tmp_path, direct)
     observe(affinity, rows(400, seed=5))

@@ -70,3 +70,13 @@ def test_a_place_no_longer_observed_is_forgotten_by_and_by() -> None:
     for now_s in seconds[int(HALF_LIFE_S) :]:
         bias.add(THERE, 0.0, now_s)
     assert list(bias.values) == [THERE]
+
+
+def test_a_correction_fades_also_after_the_clock_was_set_back() -> None:
+    bias = Bias()
+    year_s = 365 * 86_400.0
+    for number in range(50):
+        bias.add(HERE, 1.0, year_s + number / 10)
+    for second in range(int(20 * HALF_LIFE_S)):
+        bias.add(THERE, 0.0, float(second))
+    assert list(bias.values) == [THERE]

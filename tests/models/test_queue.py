@@ -97,6 +97,16 @@ def test_tier_three_never_starves_and_critical_work_hardly_notices() -> None:
     assert alone["humble"] == len(humble)
 
 
+def test_a_single_camera_of_tier_three_with_a_short_deadline_is_served_too() -> None:
+    # Its frames never wait for long enough to be owed one by themselves.
+    critical = stream("critical", 0.04, 0.2, 0.05, 1, 60.0)  # 125 % by itself
+    humble = stream("humble", 0.2, 0.2, 0.05, 3, 60.0)
+    done = served(critical + humble, 60.0)
+    waited = 60.0 * (0.2 - 0.05) / 0.2
+    assert done["humble"] * 0.05 > 0.5 * FLOOR * waited
+    assert done["critical"] * 0.05 > 0.88 * 60.0
+
+
 def test_a_camera_that_floods_does_not_take_from_those_within_their_share() -> None:
     flood = stream("flood", 0.005, 0.1, 0.01, 2, 20.0)  # twice what there is, and more urgent
     quiet = stream("quiet", 0.1, 0.3, 0.01, 2, 20.0)
