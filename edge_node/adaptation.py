@@ -11,6 +11,7 @@ from edge_node.decisions import Record, Way
 from edge_node.placement.controller import Alternative, Controller
 from edge_node.placement.view import Option
 from edge_node.workers import Effort
+from models.wire import SHORT
 
 SAFETY = 0.8
 """Share of the budget that a prediction may fill: predictions err, and a miss costs the frame."""
@@ -68,3 +69,18 @@ class Adaptation:
         met = record.latency_ms is not None and record.latency_ms <= record.budget_ms
         service_ms = inference.service_ms if as_chosen else None
         self._controller.observe(record.alternative, service_ms, met)
+
+
+def costs_there(own_ms: Mapping[Way, float], service_ms: Mapping[str, float]) -> dict[Way, float]:
+    """Return what each way takes at a peer, whose efforts are taken to differ as this node's do.
+
+    Args:
+        own_ms: what each takes here.
+        service_ms: what a full pass takes there, by kind.
+    """
+    costs_ms = {}
+    for (digest, effort), cost_ms in own_ms.items():
+        there_ms = service_ms.get(digest[:SHORT])
+        if there_ms is not None and (full_ms := own_ms[digest, "full"]) > 0:
+            costs_ms[digest, effort] = there_ms * cost_ms / full_ms
+    return costs_ms

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from edge_node import clock
-from edge_node.adaptation import Adaptation
+from edge_node.adaptation import Adaptation, costs_there
 from edge_node.cameras.spec import LONG_SIDE_PX
-from edge_node.decisions import Decisions, Record, Way, ended
+from edge_node.decisions import Decisions, Record, ended
 from edge_node.fleet.peers import LATE, UNUSABLE, PeerError, Peers
 from edge_node.fleet.planner import Planner
 from edge_node.foresight import Foresight
@@ -123,7 +123,9 @@ class Dispatch:
             if option is None:
                 raise Shed("nobody has the model")
             self._counters.add("placed", scope=record.decision.scope)
-            costs_ms = self._costs_ms(option, work.worker)
+            costs_ms = work.worker.costs_ms
+            if option.node is not None:
+                costs_ms = costs_there(costs_ms, self._view.peers[option.node].service_ms)
             record.way = self.adaptation.choose(record, option, costs_ms)
             record.prior_ms = costs_ms.get(record.way, 0.0)
             if option.node is not None:
@@ -156,19 +158,6 @@ class Dispatch:
             work = inference.service_ms / place.service_ms
         node = record.attempts[-1].node if record.attempts else None
         self.warmth.answered(record.agent, node, work, time.monotonic())
-
-    def _costs_ms(self, place: Option, worker: WorkerHandle) -> dict[Way, float]:
-        """Return what each way is predicted to take at a place; a peer's efforts as ours."""
-        own = worker.costs_ms
-        if place.node is None:
-            return own
-        peer = self._view.peers[place.node]
-        costs_ms = {}
-        for (digest, effort), cost_ms in own.items():
-            there_ms = peer.service_ms.get(digest[:SHORT])
-            if there_ms is not None and (full_ms := own[digest, "full"]) > 0:
-                costs_ms[digest, effort] = there_ms * cost_ms / full_ms
-        return costs_ms
 
     def _decide(self, record: Record, worker: WorkerHandle | None) -> Decision:
         now_s, kind, tier = time.monotonic(), record.digest[:SHORT], record.tier

@@ -217,7 +217,7 @@ def test_an_idle_daemon_is_small_and_quiet(make_node: Make) -> None:
     used_s = a.cpu_s()
     time.sleep(10)
     used_s = a.cpu_s() - used_s
+    wait_for("what start-up alone needed is given back", lambda: a.resident_kb <= 60_000)
     print(f"idle daemon: {a.resident_kb / 1e3:.1f} MB, {used_s * 10:.2f} % of a core")
-    assert a.resident_kb <= 60_000
     # Under 1 % on a quiet machine (see the README); the margin is for a busy one.
     assert used_s / 10 < 0.03
