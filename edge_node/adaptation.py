@@ -29,7 +29,7 @@ class Adaptation:
         self._controller = Controller(idle_price=0.0)
 
     def choose(self, record: Record, place: Option, costs_ms: Mapping[Way, float]) -> Way:
-        """Return how a task is done at a place; notes it, and why, in the record.
+        """Return how a task is done at a place; notes in the record why.
 
         Args:
             costs_ms: what each way is predicted to take there, in ms.
@@ -42,20 +42,17 @@ class Adaptation:
         if desired not in known or len(known) < 2 or record.budget_ms <= 0:
             return desired
         best = self._quality(*desired)
-        options = [
-            Alternative((record.agent, place.node, way), quality, cost_ms)
+        ways = {
+            Alternative((record.agent, place.node, way), quality, cost_ms): way
             for way, cost_ms in known.items()
             if (quality := self._quality(*way)) <= best
-        ]
-        options.sort(key=lambda one: -one.quality)
+        }
+        options = sorted(ways, key=lambda one: -one.quality)
         choice = self._controller.choose(
             record.budget_ms, place.finish_ms - place.service_ms, options
         )
         record.alternative, record.why_effort = choice.option, choice.reason
-        record.way = next(
-            way for way in known if (record.agent, place.node, way) == choice.option.key
-        )
-        return record.way
+        return ways[choice.option]
 
     def ended(self, record: Record) -> None:
         """Learn from the end of a task."""

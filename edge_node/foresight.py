@@ -86,22 +86,15 @@ class Foresight:
         if self._traces is not None:
             self._traces.close()
 
-    def service_ms(self, node: bytes | None, way: Way, waiting: float, prior_ms: float) -> float:
-        """Return the predicted service time of a task at a node, None being this one.
-
-        Args:
-            waiting: how much waits there, in ms.
-            prior_ms: what the node itself makes believe.
-        """
-        features = self._features(node, way, waiting, prior_ms)
-        if self._affinity is None or features is None:
-            return prior_ms
-        return self._affinity.predict_ms((features,))[0]
-
     def foreseen(self, option: Option, way: Way) -> Option:
-        """Return an option with the service time that is predicted for it."""
-        service_ms = self.service_ms(option.node, way, option.wait_ms, option.service_ms)
-        return replace(option, service_ms=service_ms)
+        """Return an option with the service time that is predicted for it.
+
+        ``option.service_ms`` is what the node itself makes believe.
+        """
+        features = self._features(option.node, way, option.wait_ms, option.service_ms)
+        if self._affinity is None or features is None:
+            return option
+        return replace(option, service_ms=self._affinity.predict_ms((features,))[0])
 
     def ended(self, record: Record) -> None:
         """Learn from a task of this node's own that was answered where it was sent first."""

@@ -26,6 +26,7 @@ class Planner:
         self._load = load
         self._view = view
         self._seats: list[Seat] = []
+        self._own_type = ""
         self._living: Mapping[bytes, Capacity] = {}
         self._reach: dict[str, Reach] = {}
         self._moved: dict[str, bytes | None] = {}
@@ -46,8 +47,7 @@ class Planner:
 
     def serves(self, kind: str) -> bool:
         """Tell whether the plan wants nodes like this one to serve a kind."""
-        seat = next((seat for seat in self._seats if seat.node == self._node_id), None)
-        return seat is not None and self.plan.supports(kind, seat.type)
+        return self.plan.supports(kind, self._own_type)
 
     def provider(self, node: bytes) -> str:
         """Return the execution provider of a node's first accelerator, "" if unknown."""
@@ -104,6 +104,7 @@ class Planner:
             current[agent] = self._node_id if node is None else node
         self.plan = await asyncio.to_thread(plan, streams, seats, current)
         self._seats, self._reach, self._living = seats, {}, living
+        self._own_type = next((seat.type for seat in seats if seat.node == self._node_id), "")
 
     def _read_seats(self, living: Mapping[bytes, Capacity], now_s: float) -> list[Seat]:
         """Read what the living nodes say that they are, as far as this one believes them."""
