@@ -98,6 +98,10 @@ class Links:
     def __iter__(self) -> Iterator[Link]:
         return iter(list(self._by_id.values()))
 
+    def longest_queue(self) -> int:
+        """Return how many items wait in the longest queue of all. O(links)."""
+        return max((len(one) for link in self._by_id.values() for one in link.queues), default=0)
+
     def open(self, made: Established) -> Link:
         """Take a finished handshake; return its link, which is the old one for the same boot."""
         old = self._by_id.get(made.node_id)

@@ -24,7 +24,7 @@ from gossip.config import GossipConfig
 from gossip.contact import Contact
 from gossip.events import Address, MemberView, Output, Transmit
 from gossip.handshake import Handshake
-from gossip.members import Members
+from gossip.members import ALIVE, Members
 from gossip.messages import (
     Ack,
     Announce,
@@ -50,7 +50,7 @@ from gossip.pings import Pings, Summary
 from gossip.probe import Probing
 from gossip.replication import Replication
 from gossip.rotation import Rotation
-from gossip.sealing import KIND_HANDSHAKE, DropError, Identity, Keyring, parse_header
+from gossip.sealing import KIND_HANDSHAKE, VERSIONS, DropError, Identity, Keyring, parse_header
 from gossip.spread import Spread
 from gossip.suspicion import Suspicion
 from gossip.volatile import Volatiles
@@ -77,6 +77,7 @@ class GossipNode:
         exchange: bytes | None = None,
         known: Callable[[bytes], bool] = lambda node_id: False,
         revoked: Callable[[bytes], bool] = lambda node_id: False,
+        versions: tuple[int, int] = VERSIONS,
     ) -> None:
         """Make a node that knows nobody yet.
 
@@ -84,8 +85,9 @@ class GossipNode:
         earlier runs; `address` (host an IP address) is where others reach this node. `exchange` is
         this boot's secret key, given only where runs must repeat (simulation); `rng` decides
         nothing secret. Ids that are `known` may come under the previous key like those whose claim
-        is held; ids that are `revoked` get no handshake and no new key. ValueError for a host that
-        is none, or an incarnation out of range.
+        is held; ids that are `revoked` get no handshake and no new key. `versions` of the protocol,
+        lowest and highest, are spoken. ValueError for a host that is none, or an incarnation out of
+        range.
         """
         self.counters: dict[str, int] = {}
         self._outputs: deque[Output] = deque()
@@ -102,6 +104,7 @@ class GossipNode:
             config.handshakes_per_s,
             known=lambda node_id: self._members.get(node_id) is not None or known(node_id),
             revoked=revoked,
+            versions=versions,
         )
         self.keys = handshake.keys
         self._links = Links(config, self.counters, handshake.retire, self._on_deaf)
@@ -305,6 +308,17 @@ class GossipNode:
     def incarnation(self) -> int:
         """Return this node's incarnation, which a refutation raises; worth keeping durably."""
         return self._members.own.incarnation
+
+    def longest_queue(self) -> int:
+        """Return how many items wait for one peer, at the most; `queue_items` may. O(links)."""
+        return self._links.longest_queue()
+
+    def alive(self) -> set[bytes]:
+        """Return the ids of this node and of those that are alive and not suspected."""
+        members = self._members
+        found = {member.node_id for member in members.live() if member.state == ALIVE}
+        found.add(members.node_id)
+        return found
 
     def members(self) -> list[MemberView]:
         """Return all members, this node first, then by id."""

@@ -60,9 +60,9 @@ class Reach(NamedTuple):
 def reach(seed: int, count: int, loss: float, updates: int = 3, wait_s: float = 3.0) -> Reach:
     """Have some nodes write one record each; see when the change shows at all the others."""
     world, hosts = fleet(seed, count)
-    faults = world.network.faults
-    faults.loss = loss
-    round_s = faults.delay_s + faults.jitter_s + BATCHING_S
+    network = world.network
+    network.change(loss=loss)
+    round_s = network.conditions.delay_s + network.conditions.jitter_s + BATCHING_S
     world.run(wait_s)
     before = total(hosts, "out_bytes")
     world.run(wait_s)

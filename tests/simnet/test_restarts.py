@@ -1,8 +1,11 @@
 """What a node wrote survives its restarts, whatever became of its disk meanwhile."""
 
+from copy import deepcopy
+
 import pytest
 
 from edge_node.fleet.database import Saved
+from simnet.disk import Disk
 from simnet.world import Host, World
 
 LIMIT_S = 40
@@ -51,15 +54,15 @@ def check(hosts: list[Host], number: int) -> None:
         assert "batches_forked" not in host.running.counters
 
 
-def restarted(world: World, hosts: list[Host], journal: Saved | None = None) -> None:
+def restarted(world: World, hosts: list[Host], disk: Disk | None = None) -> None:
     """Restart n1, let it write something new, and wait until all agree."""
     one = hosts[1]
     if one.node is not None:
         one.crash()
-    if journal is not None:
-        one.journal = journal.copy()
+    if disk is not None:
+        one.disk = deepcopy(disk)
     one.start()
-    epoch = one.journal.epoch
+    epoch = one.disk.saved.epoch
     one.set_owner("node", epoch)  # the daemon publishes at once, too
     world.run_until(
         lambda: settled(world, hosts) and hosts[0].store.owner(one.node_id, "node") == epoch,
@@ -77,7 +80,7 @@ def test_a_whole_journal(victim: int) -> None:
 
 def test_a_lost_tail_comes_back_from_peers() -> None:
     world, hosts = fleet()
-    image = hosts[1].journal.copy()
+    image = deepcopy(hosts[1].disk)
     write(hosts[1], 1)
     spread(world)
     restarted(world, hosts, image)
@@ -88,8 +91,9 @@ def test_a_lost_tail_comes_back_from_peers() -> None:
 def test_a_lost_journal_comes_back_from_peers(skew_s: int) -> None:
     world, hosts = fleet()
     hosts[1].skew_ms = 1000 * skew_s  # a clock that is behind gives an epoch that is, too
-    restarted(world, hosts, Saved(hosts[1].node_id))
-    assert hosts[1].store.hidden == 0, "the fleet's clocks show what its own would hide"
+    restarted(world, hosts, Disk(hosts[1].node_id))
+    # as soon as each peer has told its time, the fleet's clocks show what its own would hide
+    world.run_until(lambda: hosts[1].store.hidden == 0, 3)
     hosts[1].skew_ms = 0
     world.run(1)
     check(hosts, 0)
@@ -104,7 +108,9 @@ def test_a_seed_that_lost_its_journal_gets_it_back() -> None:
     write(hosts[0], 5)
     spread(world)
     hosts[0], hosts[1] = hosts[1], hosts[0]
-    restarted(world, hosts, Saved(hosts[1].node_id))
+    disk = deepcopy(hosts[1].disk)
+    disk.saved = Saved(hosts[1].node_id)  # the small file with the epoch is still there
+    restarted(world, hosts, disk)
     for host in hosts:
         assert host.store.fleet("release/person", host.now()) == 5
         assert host.store.elements("zone") == ["n0", "n1", "stays"]
@@ -112,19 +118,19 @@ def test_a_seed_that_lost_its_journal_gets_it_back() -> None:
 
 def test_one_image_restored_twice_in_isolation_is_no_fork() -> None:
     world, hosts = fleet()
-    image = hosts[1].journal.copy()
+    image = deepcopy(hosts[1].disk)
     stopped_ms = hosts[1].now().wall_ms
     epochs = set()
     for _ in range(2):
         hosts[1].crash()
-        hosts[1].journal = image.copy()
+        hosts[1].disk = deepcopy(image)
         hosts[1].skew_ms += stopped_ms - hosts[1].now().wall_ms  # no clock runs while it is off
         world.network.partition(["n1"], ["n0", "n2"])
         hosts[1].start()
         write(hosts[1], 7)
         world.run(8)  # longer than a node waits for its peers
         assert hosts[1].store.fleet("release/person", hosts[1].now()) == 7
-        epochs.add(hosts[1].journal.epoch)
+        epochs.add(hosts[1].disk.saved.epoch)
         world.network.heal()
         world.run_until(lambda: settled(world, hosts), LIMIT_S)
     assert len(epochs) == 2
@@ -152,16 +158,16 @@ def test_a_crash_amid_the_first_commit_loses_nothing(lost: bool) -> None:
     one.crash()
     one.start()
     one.set_owner("node", "half")
-    while (one.journal.epoch, 1) not in one.journal.batches:
+    while (one.disk.saved.epoch, 1) not in one.disk.saved.batches:
         world.run(0.0002)
     one.crash()
-    first = one.journal.batches[one.journal.epoch, 1]
+    first = one.disk.saved.batches[one.disk.saved.epoch, 1]
     hosts[0].store.merge(first, hosts[0].now())  # this much got out
     assert not hosts[0].store.complete
     world.run(3)
     for host in (hosts[0], hosts[2]):  # nobody sees anything vanish
         assert len(host.store.owners("agent/")) == 30
-    restarted(world, hosts, Saved(one.node_id) if lost else None)
+    restarted(world, hosts, Disk(one.node_id) if lost else None)
     check(hosts, 0)
 
 

@@ -15,8 +15,7 @@ from simnet.world import World
 def eventful_run(seed: int) -> str:
     """Return the trace hash of a run in which everything happens."""
     world = World(seed)
-    world.network.faults.loss = 0.1
-    world.network.faults.duplicate = 0.05
+    world.network.change(loss=0.1, duplicate=0.05)
     hosts = world.fleet(5)
     world.run(3)
     for index, host in enumerate(hosts):
@@ -37,8 +36,7 @@ def branching_run(seed: int) -> str:
     """Return the trace hash of a fleet that spreads its news along a tree, under every fault."""
     config = GossipConfig(direct_members=8, leaf_members=4, links_kept=16, link_idle_s=2.0)
     world = World(seed, config, standin=True)
-    faults = world.network.faults
-    faults.loss = faults.duplicate = faults.reorder = faults.corrupt = 0.1
+    world.network.change(loss=0.1, duplicate=0.1, reorder=0.1, corrupt=0.1)
     hosts = world.fleet(20) + [world.add(f"m{index}") for index in range(20)]
     for host in hosts[20:]:
         host.seeds.append(hosts[3].address)
@@ -100,25 +98,25 @@ def test_cuts_partitions_and_black_holes() -> None:
     assert arrived(network, "b", "c")
     assert arrived(network, "a", "d"), "who is in no group reaches everybody"
     network.heal()
-    network.faults.cut.add(("a", "b"))
+    network.cut(["a"], ["b"], key="one way")
     assert arrived(network, "a", "b") == []
     assert arrived(network, "b", "a"), "one way"
     network.heal()
-    network.faults.silent.add("a")
+    network.silence(["a"], key="hole")
     assert arrived(network, "a", "b") == arrived(network, "b", "a") == []
 
 
 def test_loss_duplicates_reordering_and_corruption_are_as_frequent_as_said() -> None:
     network = Network(1)
-    faults = network.faults
-    faults.loss = 0.3
+    network.change(loss=0.3)
     assert 1300 < sum(len(arrived(network, "a", "b")) for _ in range(2000)) < 1500
-    faults.loss, faults.duplicate = 0.0, 0.5
+    network.change(loss=0.0, duplicate=0.5)
     assert 2900 < sum(len(arrived(network, "a", "b")) for _ in range(2000)) < 3100
-    faults.duplicate, faults.reorder = 0.0, 0.5
-    late = [network.arrivals("a", "b", b"", 0.0)[0][0] >= faults.reorder_s for _ in range(2000)]
+    network.change(duplicate=0.0, reorder=0.5)
+    held_s = network.conditions.reorder_s
+    late = [network.arrivals("a", "b", b"", 0.0)[0][0] >= held_s for _ in range(2000)]
     assert 900 < sum(late) < 1100
-    faults.reorder, faults.corrupt = 0.0, 0.5
+    network.change(reorder=0.0, corrupt=0.5)
     data = bytes(100)
     copies = [arrived(network, "a", "b", data)[0] for _ in range(2000)]
     damaged = [copy for copy in copies if copy != data]
@@ -136,7 +134,7 @@ def test_one_link_s_faults_do_not_shift_another_s() -> None:
 
 def test_what_is_not_reordered_stays_in_order() -> None:
     network = Network(1)
-    network.faults.jitter_s = 1.0
+    network.change(jitter_s=1.0)
     times = [network.arrivals("a", "b", b"", step / 100)[0][0] for step in range(300)]
     assert times == sorted(times)
 

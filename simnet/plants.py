@@ -1,0 +1,5 @@
+PLANTS={}
+from contextlib import contextmanager
+@contextmanager
+def planted(name):
+    yield
