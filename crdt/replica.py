@@ -131,7 +131,8 @@ class Replica:
 
     def evidence(self, origin: NodeId) -> tuple[bytes, ...]:
         """Return the two batches that prove an origin's fork; none if it has not forked."""
-        return tuple(batch.raw for batch in self._log(origin).evidence)
+        log = self._logs.get(origin)
+        return tuple(batch.raw for batch in log.evidence) if log is not None else ()
 
     def mature(self, now: Instant) -> tuple[Change, ...]:
         """Show the registers whose time has come; return what reads differently."""

@@ -22,6 +22,7 @@ class Agreement:
         self._members = members
         self._held: dict[bytes, int] = {}  # by member: the generation it had all of
         self._leads_ms: dict[bytes, float] = {}  # by member: its wall clock less this one's mono
+        self._digest = b""  # of the members when those of others were last dropped
         self._majority = False  # whether the last hint was one
         self._settled = 0
         self._laggard = b""  # one that was not further than that; mostly it still is not
@@ -33,7 +34,10 @@ class Agreement:
             self._held[node_id] = max(generation, self._held.get(node_id, 0))
 
     def clock(self, node_id: bytes, wall_s: int, now: Instant) -> None:
-        """Note a member's wall clock, the last one of 15 members."""
+        """Note a live member's wall clock, the last one of 15 members."""
+        member = self._members.get(node_id)
+        if member is None or not member.live:
+            return
         self._leads_ms.pop(node_id, None)
         self._leads_ms[node_id] = (wall_s - now.mono_s) * 1000
         if len(self._leads_ms) > _MOST:
@@ -54,10 +58,10 @@ class Agreement:
         of those known so far. Fewer, be it one, are believed only where the own clock was plainly
         never set.
         """
-        for node_id in list(self._leads_ms):
-            member = self._members.get(node_id)
-            if member is None or not member.live:
-                del self._leads_ms[node_id]
+        if self._members.digest() != self._digest:
+            self._digest = self._members.digest()
+            ids = {member.node_id for member in self._members.live()}
+            self._leads_ms = {one: lead for one, lead in self._leads_ms.items() if one in ids}
         leads, live = sorted(self._leads_ms.values(), reverse=True), len(self._members.live())
         unset = now.wall_ms < DAWN_MS
         most = min(live if unset else live + 1, _MOST) // 2 + 1

@@ -107,9 +107,10 @@ class Announcements:
 
     def deadline(self) -> float:
         """Return when something is to be announced or asked for, in mono seconds."""
-        while self._agenda and not self._is_due(*self._agenda[0]):
-            heappop(self._agenda)
-        return min(self._announce_s, self._agenda[0][0] if self._agenda else inf)
+        agenda = self._agenda
+        while agenda and not self._is_due(*agenda[0]):
+            heappop(agenda)
+        return min(self._announce_s, agenda[0][0]) if agenda else self._announce_s
 
     def tick(self, now: Instant) -> None:
         """Announce what is new; ask for what did not come."""
@@ -135,13 +136,7 @@ class Announcements:
     def _announce(self) -> None:
         fresh, rescued = self._fresh, self._rescued
         self._fresh, self._rescued, self._announce_s = {}, set(), inf
-        live = [
-            link
-            for link in self._links
-            if (member := self._members.get(link.node_id)) is not None and member.live
-        ]
-        few = self._rng.sample(live, min(self._config.lazy_peers, len(live)))
-        told = {link.node_id: (link, list(fresh)) for link in few}
+        told = {link.node_id: (link, list(fresh)) for link in self._few()}
         if rescued:
             for member in self._neighbours.within(self._neighbours.leaf()):
                 link = self._links.get(member.node_id)
@@ -155,6 +150,19 @@ class Announcements:
                 self._count("haves")
                 data = encode_message(Have(tuple(unknown)))
                 self._links.offer(link, data, data, VOLATILE)  # a hint: others give it, too
+
+    def _few(self) -> list[Link]:
+        """Draw those that are told of everything, of all peers that count as live."""
+        links = list(self._links)
+        few = self._rng.sample(links, min(self._config.lazy_peers, len(links)))
+        if all(map(self._is_live, few)):
+            return few
+        live = list(filter(self._is_live, links))  # seldom, and O(links)
+        return self._rng.sample(live, min(self._config.lazy_peers, len(live)))
+
+    def _is_live(self, link: Link) -> bool:
+        member = self._members.get(link.node_id)
+        return member is not None and member.live
 
     def _next_announcer(self, version: Version, now: Instant) -> bytes | None:
         """Return whom to ask for a version now; None, having forgotten it, if that is over."""

@@ -21,7 +21,7 @@ from gossip.broadcast import REPAIR, Link, Links
 from gossip.codec import encode_message
 from gossip.config import GossipConfig
 from gossip.limits import Rates
-from gossip.members import Members
+from gossip.members import DOWN, Members
 from gossip.messages import (
     PAGE_ENTRIES,
     Announce,
@@ -30,6 +30,7 @@ from gossip.messages import (
     Message,
     Payload,
     Roster,
+    Suspect,
     Tree,
 )
 
@@ -38,6 +39,7 @@ _PATIENCE = 2  # pings in a row that must differ: news in flight differs, too
 _TURN_INTERVALS = 4  # the longest that one peer has our attention
 _ANSWERS_PER_S, _ANSWERS_BURST = 64.0, 512.0  # trees and pages sent to one peer on its word
 _GREETED = 4096
+_STRIDE = 13  # batches further on, where a log with gaps is begun to be sent
 
 
 class Side(Protocol):
@@ -61,6 +63,9 @@ class Side(Protocol):
     def supply(self, link: Link, mine: Entry, other: Entry | None) -> bool:
         """Send what a peer with this entry lacks; tell whether I lack something, too."""
 
+    def dispute(self, link: Link, mine: Entry) -> None:
+        """Say what I think of an id of which a peer may have the same entry."""
+
     def useless(self, other: Entry) -> bool:
         """Tell whether I do not want what a peer holds of an id of which I hold nothing."""
 
@@ -74,6 +79,7 @@ class Replica:
         self._store = store
         self._links = links
         self._count = count
+        self._turn = 0
 
     @property
     def tree(self) -> RangeTree:
@@ -106,13 +112,21 @@ class Replica:
             self._links.offer(link, b"E" + raw, encode_message(Evidence(raw, key)), REPAIR)
         if proof:
             return False
-        after = (0, 0) if other is None or other[1:3] == version else other[1:3]
-        for raw in self._store.live_batches(origin, after):
+        gaps = other is not None and other[1:3] == version
+        after = (0, 0) if other is None or gaps else other[1:3]
+        batches = self._store.live_batches(origin, after)
+        if gaps and batches:  # begin elsewhere each time: a queue may not take all of them
+            self._turn = (self._turn + _STRIDE) % len(batches)
+            batches = batches[self._turn :] + batches[: self._turn]
+        for raw in batches:
             self._count("repair_batches")
             data = encode_message(Payload(raw, key if other is None else b"", 0))
             if not self._links.offer(link, raw, data, REPAIR):
                 break
         return other is not None and other[1:3] >= version
+
+    def dispute(self, link: Link, mine: Entry) -> None:
+        """Say nothing: what is the same is the same."""
 
     def useless(self, other: Entry) -> bool:
         """Tell whether the origin's log of that epoch is retired."""
@@ -156,6 +170,13 @@ class Census:
             assert claim is not None
             self._links.offer(link, b"M" + mine[0], encode_message(Announce(claim, 0)), REPAIR)
         return False
+
+    def dispute(self, link: Link, mine: Entry) -> None:
+        """Say that a member is dead: who restarts meanwhile gets its claim, and not the rumour."""
+        member = self._members.get(mine[0])
+        if member is not None and member.state == DOWN:
+            rumour = Suspect(mine[0], mine[1], self._members.node_id, 0)
+            self._links.offer(link, b"M" + mine[0], encode_message(rumour), REPAIR)
 
     def useless(self, other: Entry) -> bool:
         """Tell whether it is the claim of somebody who left."""
@@ -241,7 +262,9 @@ class Comparison:
             if link.full(REPAIR):
                 return
             other = theirs.pop(node_id, None)
-            if other != mine and self._side.supply(link, mine, other):
+            if other == mine:
+                self._side.dispute(link, mine)
+            elif self._side.supply(link, mine, other):
                 lacking.append(node_id)
         lacking += [other[0] for other in theirs.values() if not self._side.useless(other)]
         if not lacking or reply:
@@ -279,7 +302,10 @@ class Comparison:
 
     def _send_run(self, link: Link, run: list[int], now: Instant | None) -> None:
         low, high = bounds(run[0])[0], bounds(run[-1])[1]
-        self._send_pages(link, low, high, self._side.entries(low, high), now, reply=False)
+        entries = self._side.entries(low, high)
+        self._send_pages(link, low, high, entries, now, reply=False)
+        for mine in entries:
+            self._side.dispute(link, mine)
 
     def _send_pages(
         self,

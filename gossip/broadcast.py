@@ -54,6 +54,8 @@ class Links:
         self._faults = Rates(_FAULTS_PER_S, _FAULTS_BURST)
         self._egress = Bucket(config.egress_bytes_per_s, config.egress_bytes_per_s * _BURST_S)
         self._counters = counters
+        self._counted = self._count  # one bound method for all links
+        self.changes = 0  # how often a link was opened or closed
         self._excess = Excess()
         self._by_id: dict[bytes, Link] = {}
         self._by_index: dict[bytes, Link] = {}
@@ -115,9 +117,10 @@ class Links:
         if old is not None:
             self.close(made.node_id, gone=True)
         link = Link(
+            made.node_id,
             made,
             self._config,
-            self._count,
+            self._counted,
             made.channel,
             made.address,
             made.made_s,
@@ -126,6 +129,7 @@ class Links:
         )
         if made.rtt_s is not None:
             self.sample(link, made.rtt_s, Instant(made.made_s, 0))
+        self.changes += 1
         self._by_id[made.node_id] = link
         self._by_index[made.channel.local] = link
         return link
@@ -134,6 +138,7 @@ class Links:
         """Drop a link and all that was on its way; a boot that is gone gets no other."""
         link = self._by_id.pop(node_id, None)
         if link is not None:
+            self.changes += 1
             link.scheduled_s = nan  # equals nothing: what the agenda says of it is stale
             if self._by_index.get(link.channel.local) is link:
                 del self._by_index[link.channel.local]
@@ -164,7 +169,8 @@ class Links:
         link.to_ack.append(counter)
         full = len(link.to_ack) >= _ACKS_AT_ONCE
         delay_s = 0.0 if full else self._config.ack_delay_s
-        link.ack_due_s = min(link.ack_due_s, now.mono_s + delay_s)
+        if now.mono_s + delay_s < link.ack_due_s:
+            link.ack_due_s = now.mono_s + delay_s
         self._schedule(link)
 
     def on_received(self, link: Link, message: Received, now: Instant) -> None:
@@ -187,12 +193,13 @@ class Links:
 
     def deadline(self) -> float:
         """Return when the timer is next wanted; O(log n) amortised."""
-        while self._agenda and self._agenda[0][0] != self._agenda[0][2].scheduled_s:
-            heappop(self._agenda)
-        due_s = self._agenda[0][0] if self._agenda else inf
+        agenda = self._agenda
+        while agenda and agenda[0][0] != agenda[0][2].scheduled_s:
+            heappop(agenda)
+        due_s = agenda[0][0] if agenda else inf
         if len(self._by_id) > self._config.links_kept:
             due_s = min(due_s, self._sweep_s)
-        return max(due_s, self._resume_s)
+        return due_s if due_s > self._resume_s else self._resume_s
 
     def flush(self, now: Instant) -> Iterator[tuple[bytes, Address]]:
         """Yield the datagrams that are due, so many that the loop is not held up by them."""
@@ -213,7 +220,9 @@ class Links:
                 yield sealed, link.address
 
     def _schedule(self, link: Link, least_s: float = -inf) -> None:
-        due_s = max(least_s, link.due_s())
+        due_s = link.due_s()
+        if due_s < least_s:
+            due_s = least_s
         if due_s < link.scheduled_s:
             link.scheduled_s = due_s
             self._order += 1
@@ -234,7 +243,10 @@ class Links:
         while taken < len(link.immediate) and packer.add(link.immediate[taken]):
             taken += 1
         del link.immediate[:taken]
-        items = [] if link.immediate else link.take(packer, self._admitted(link, now))
+        items = []
+        classes = self._admitted(link, now)
+        if not link.immediate and any(link.queues):
+            items = link.take(packer, classes)
         if not packer.parts:
             return None
         if packer.parts != self._joined[0]:
@@ -269,7 +281,8 @@ class Links:
 
     def _lag_s(self, now: Instant) -> float:
         """Return how late this node lately was; 0 for what peers need not know."""
-        lag_s: float = self._lag[0] * 0.5 ** (now.mono_s - self._lag[1])
+        lag_s, since_s = self._lag
+        lag_s *= 0.5 ** (now.mono_s - since_s)
         return lag_s if lag_s >= _LAG_TOLERATED_S else 0.0
 
     def _close_idle(self, now: Instant) -> None:

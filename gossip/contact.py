@@ -56,7 +56,8 @@ class Contact:
         self._suspicion = suspicion
         self._send = send
         self._on_link = on_link
-        self._seeds: dict[Address, float] = {}
+        self._seeds: dict[Address, float] = {}  # when each is called next
+        self._seeds_s = inf  # the first of these
         self._calls: dict[Address, _Call] = {}
         self._claimed = Rates(_CLAIMED_PER_S, _CLAIMED_BURST)
         self._reconnect_s = 0.0
@@ -64,14 +65,12 @@ class Contact:
 
     def deadline(self) -> float:
         """Return when the next call is due, in mono seconds, maybe a little too early."""
-        due_s = self._calls_s
-        for seed_s in self._seeds.values():
-            due_s = min(due_s, seed_s)
+        due_s = self._calls_s if self._calls_s < self._seeds_s else self._seeds_s
         return min(due_s, self._reconnect_s) if self._members.down() else due_s
 
     def add_seed(self, addr: Address, now: Instant) -> None:
         """Remember an address to call whenever nobody there is a live peer."""
-        self._seeds[addr] = now.mono_s
+        self._seeds[addr] = self._seeds_s = now.mono_s
 
     def call(self, addr: Address, now: Instant) -> None:
         """Begin a handshake with an address, unless one is under way."""
@@ -93,7 +92,8 @@ class Contact:
         """Repeat unanswered calls; call seeds and, now and then, somebody who is down."""
         if now.mono_s >= self._calls_s:
             self._call_again(now)
-        self._call_seeds(now)
+        if now.mono_s >= self._seeds_s:
+            self._call_seeds(now)
         if now.mono_s >= self._reconnect_s:
             self._reconnect_s = now.mono_s + self._config.reconnect_interval_s
             down = self._members.down()
@@ -146,6 +146,7 @@ class Contact:
             self._seeds[addr] = now.mono_s + interval_s
             if not self._reached(addr):
                 self.call(addr, now)
+        self._seeds_s = min(self._seeds.values())
 
     def _reached(self, addr: Address) -> bool:
         for member in self._members.live():

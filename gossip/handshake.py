@@ -61,6 +61,7 @@ class _Body(NamedTuple):
 
 class _Opened(NamedTuple):
     body: _Body
+    node_id: bytes
     epoch: Epoch
     version: int  # the highest that both speak
     signed: bytes
@@ -180,8 +181,7 @@ class Handshake:
         unless it was made under an older epoch key: then there is a new one to go on with.
         """
         opened = self._opened(data)
-        body, epoch = opened.body, opened.epoch
-        node_id = node_id_of(body.public_key)
+        body, node_id, epoch = opened.body, opened.node_id, opened.epoch
         met = current(node_id)
         same, rival = (met, None) if met is None or met.boot == body.boot else (None, met)
         self._permit(node_id, epoch, same)
@@ -196,7 +196,7 @@ class Handshake:
             raise DropError("handshake")
         if body.kind == HELLO:
             cookie = self._cookie(body, addr, int(now.mono_s // _COOKIE_S), rival)
-            index, floor = self._index(body), self._next_counter(same)
+            index, floor = self._index(opened), self._next_counter(same)
             answer = (body.nonce, cookie, body.boot, index, floor)
             return self._sealed(CHALLENGE, epoch, *answer), None
         made = self._establish(opened, addr, now, same, sent_s)
@@ -235,10 +235,7 @@ class Handshake:
         What was asked before a rival boot of the same node was met comes from an older boot.
         """
         body = opened.body
-        if (
-            body.peer_boot != self._boot
-            or node_id_of(body.public_key) + body.boot in self._replaced
-        ):
+        if body.peer_boot != self._boot or opened.node_id + body.boot in self._replaced:
             raise DropError("handshake")
         if body.kind == CHALLENGE:
             asked = body.nonce, opened.epoch
@@ -256,8 +253,7 @@ class Handshake:
         if body.cookie in self._spent:
             raise DropError("replay")
         bucket = int(now.mono_s // _COOKIE_S)
-        good = [self._cookie(body, addr, bucket - age, rival) for age in (0, 1)]
-        if body.cookie not in good:
+        if all(body.cookie != self._cookie(body, addr, bucket - age, rival) for age in (0, 1)):
             raise DropError("handshake")
         self._spent.add(body.cookie)
         return None
@@ -280,7 +276,7 @@ class Handshake:
             channel = self._channel(opened, counter)
         channel.remote = body.channel
         return Established(
-            node_id_of(body.public_key),
+            opened.node_id,
             body.public_key,
             body.boot,
             channel,
@@ -294,7 +290,7 @@ class Handshake:
     def _channel(self, opened: _Opened, counter: int) -> Channel:
         body, epoch = opened.body, opened.epoch
         me = self._identity.node_id, self._boot
-        peer = node_id_of(body.public_key), body.boot
+        peer = opened.node_id, body.boot
         try:
             shared = self._exchange.shared(body.exchange)
         except ValueError:
@@ -302,7 +298,7 @@ class Handshake:
         return Channel(
             self._identity.aead(pair_key(epoch.key, shared, me, peer)),
             self._identity.aead(pair_key(epoch.key, shared, peer, me)),
-            self._index(body),
+            self._index(opened),
             counter,
             body.floor,
             version=opened.version,
@@ -332,7 +328,7 @@ class Handshake:
         plain, epoch = self._seal.open(data)
         if len(plain) < _BODY_BYTES:
             raise DropError("decode")
-        body = _Body(*_LAYOUT.unpack_from(plain))
+        body = _Body._make(_LAYOUT.unpack_from(plain))
         low, high = self._versions
         if not HELLO <= body.kind <= CONFIRM or body.floor >= 1 << 48:
             raise DropError("decode")
@@ -343,7 +339,8 @@ class Handshake:
             raise DropError("version")
         if body.public_key == self._identity.public_key:
             raise DropError("self")
-        return _Opened(body, epoch, version, plain[:-64], plain[-64:])
+        node_id = node_id_of(body.public_key)
+        return _Opened(body, node_id, epoch, version, plain[:-64], plain[-64:])
 
     def _cookie(self, body: _Body, addr: Address, bucket: int, rival: Established | None) -> bytes:
         where = f"{addr[0]} {addr[1]}".encode()
@@ -352,5 +349,5 @@ class Handshake:
         instead_of = rival.boot if rival is not None else b""
         return mac16(self._local_key, b"cookie", where, *who, stamp, instead_of)
 
-    def _index(self, body: _Body) -> bytes:
-        return mac16(self._local_key, b"index", node_id_of(body.public_key), body.boot)[:4]
+    def _index(self, opened: _Opened) -> bytes:
+        return mac16(self._local_key, b"index", opened.node_id, opened.body.boot)[:4]

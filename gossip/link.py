@@ -59,6 +59,7 @@ class Flight:
 class Link:
     """One peer boot that proved its identity and address."""
 
+    node_id: bytes
     made: Established
     config: GossipConfig
     count: Callable[[str], None]
@@ -85,11 +86,6 @@ class Link:
     held_s: float = -inf  # ... until then
     muted_s: float = -inf  # nothing is taken from the peer before
     scheduled_s: float = inf  # when the table of links looks at this one next
-
-    @property
-    def node_id(self) -> bytes:
-        """Return the peer's id."""
-        return self.made.node_id
 
     @property
     def public_key(self) -> bytes:

@@ -7,7 +7,7 @@ been authenticated and decoded whole.
 """
 
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from math import inf
 from typing import Any
@@ -33,7 +33,6 @@ from gossip.messages import (
     Have,
     IndirectAck,
     Knowledge,
-    Message,
     NewKey,
     Payload,
     Ping,
@@ -55,7 +54,7 @@ from gossip.spread import Spread
 from gossip.suspicion import Suspicion
 from gossip.volatile import Volatiles
 
-_RELIABLE = (Announce, Suspect, Payload, Knowledge, Roster, Tree, Want, Evidence, NewKey)
+_RELIABLE = frozenset((Announce, Suspect, Payload, Knowledge, Roster, Tree, Want, Evidence, NewKey))
 _HELD_UP_S = 0.1  # a timer this late means that the host was held up, not that others are silent
 
 
@@ -89,7 +88,7 @@ class GossipNode:
         lowest and highest, are spoken. ValueError for a host that is none, or an incarnation out of
         range.
         """
-        self.counters: dict[str, int] = {}
+        self.counters: dict[str, int] = defaultdict(int)
         self._outputs: deque[Output] = deque()
         self._store = store
         self._born_s = now.mono_s
@@ -114,6 +113,7 @@ class GossipNode:
         self._spread = Spread(
             config, rng, store, self._members, self._links, self._call, self._count
         )
+        self._announcements = self._spread.announcements
         self._pings = Pings(config, self._links, self._summary)
         self._agreement = Agreement(config, store, self._members)
         self._suspicion = Suspicion(
@@ -174,8 +174,8 @@ class GossipNode:
             Knowledge: self._repair.on_knowledge,
             Roster: self._repair.on_roster,
             Tree: self._repair.on_tree,
-            Have: self._spread.announcements.on_have,
-            Want: self._spread.announcements.on_want,
+            Have: self._announcements.on_have,
+            Want: self._announcements.on_want,
             Evidence: self._replication.on_evidence,
             NewKey: self._rotation.on_new_key,
             VolatileState: self._volatile.on_state,
@@ -187,8 +187,8 @@ class GossipNode:
     def receive_datagram(self, data: bytes, addr: Address, now: Instant) -> None:
         """Take a datagram from the network; whatever it holds, nothing is raised."""
         self._judge_lag(now)
-        self._count("in_datagrams")
-        self._count("in_bytes", len(data))
+        self.counters["in_datagrams"] += 1
+        self.counters["in_bytes"] += len(data)
         try:
             kind, _, index, counter = parse_header(data)
             if kind == KIND_HANDSHAKE:
@@ -208,6 +208,7 @@ class GossipNode:
             self._probing.tick(now)
             self._contact.tick(now)
             self._volatile.tick(now)
+            self._announcements.tick(now)
             self._spread.tick(now)
             self._agreement.tick(now)
             self._rotation.tick(now)
@@ -281,16 +282,14 @@ class GossipNode:
 
     def next_deadline(self) -> float:
         """Return when handle_timer is next wanted, in mono seconds (maybe in the past)."""
-        due_s = min(
-            self._links.deadline(), self._suspicion.deadline(), self._replication.deadline()
-        )
+        due_s = min(self._links.deadline(), self._suspicion.due_s, self._replication.deadline())
         if not self._left:
             due_s = min(
                 due_s,
                 self._probing.deadline(),
                 self._contact.deadline(),
-                self._volatile.deadline(),
-                self._spread.deadline(),
+                self._volatile.due_s,
+                self._announcements.deadline(),
             )
         self._wake_s = max(due_s, self._input_s)  # a deadline may lie in the past when it comes up
         return due_s
@@ -366,20 +365,17 @@ class GossipNode:
         messages, unknown = decode_payload(link.channel.open(data, counter))
         if unknown:
             self._count("unknown_messages", unknown)
-        if any(isinstance(message, _RELIABLE) for message in messages):
+        if not _RELIABLE.isdisjoint(map(type, messages)):
             self._links.on_arrival(link, counter, now)
         self._links.heard(link, now)
         self._probing.heard(link.node_id)
         for message in messages:
             if now.mono_s < link.muted_s:
                 raise DropError("muted")
-            self._handle(link, message, now)
-
-    def _handle(self, link: Link, message: Message, now: Instant) -> None:
-        try:
-            self._handlers[type(message)](link, message, now)
-        except DecodeError:
-            self._count("dropped_decode")
+            try:
+                self._handlers[type(message)](link, message, now)
+            except DecodeError:
+                self._count("dropped_decode")
 
     def _on_ping(self, link: Link, message: Ping, now: Instant) -> None:
         if not self._left:
@@ -431,14 +427,15 @@ class GossipNode:
         self._outputs.append(event)
 
     def _transmit(self, data: bytes, addr: Address) -> None:
-        self._count("out_datagrams")
-        self._count("out_bytes", len(data))
+        self.counters["out_datagrams"] += 1
+        self.counters["out_bytes"] += len(data)
         self._outputs.append(Transmit(data, addr))
 
     def _flush(self, now: Instant) -> None:
         self._input_s = now.mono_s
-        for data, addr in self._links.flush(now):
-            self._transmit(data, addr)
+        if self._links.deadline() <= now.mono_s:  # mostly there is nothing
+            for data, addr in self._links.flush(now):
+                self._transmit(data, addr)
 
     def _count(self, name: str, by: int = 1) -> None:
-        self.counters[name] = self.counters.get(name, 0) + by
+        self.counters[name] += by

@@ -52,7 +52,8 @@ class Pings:
         self._sent[self._number] = Sent(link.node_id, now.mono_s, summary)
         if len(self._sent) > _REMEMBERED:
             del self._sent[next(iter(self._sent))]
-        self._links.post(link, Ping(self._number, *summary[:3]))
+        ping = Ping(self._number, summary.fingerprint, summary.roster, summary.volatile)
+        self._links.post(link, ping)
 
     def retry_s(self, link: Link | None, now: Instant) -> float:
         """Return how long an answer may take before it is asked for again."""
@@ -74,7 +75,6 @@ class Pings:
             return None
         del self._sent[message.number]
         self._links.sample(link, now.mono_s - sent.sent_s, now)
-        return sent, message._replace(
-            fingerprint=message.fingerprint or sent.summary.fingerprint,
-            roster=message.roster or sent.summary.roster,
-        )
+        fingerprint = message.fingerprint or sent.summary.fingerprint
+        roster = message.roster or sent.summary.roster
+        return sent, Ack(message.number, fingerprint, roster, message.volatile, message.wall_s)

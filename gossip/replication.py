@@ -10,6 +10,7 @@ from typing import Any
 
 from crdt.causal import node_id_of
 from crdt.clock import Instant
+from crdt.codec import origin_of
 from crdt.log import Batch, MergeStatus
 from crdt.store import Merge, Store
 from gossip.antientropy import Repair
@@ -89,14 +90,12 @@ class Replication:
         self, link: Link, message: Payload | Evidence, take: Callable[..., Merge], now: Instant
     ) -> Merge:
         """Give a batch to the store, with its origin's key if that is news and allowed."""
-        merge = take(message.raw, now)
-        stranger = merge.batch if merge.status is MergeStatus.UNKNOWN_KEY else None
-        if stranger is not None:
-            known = self._members.claim_of(stranger.origin) or self._links.get(stranger.origin)
-            key = message.public_key if known is None else known.public_key
-            signed = node_id_of(key) == stranger.origin
-            if signed and (known is not None or self._links.may_introduce(link, now)):
-                merge = take(message.raw, now, key)
+        origin, key = origin_of(message.raw), message.public_key
+        known = self._members.claim_of(origin) or self._links.get(origin)
+        merge = take(message.raw, now, b"" if known is None else known.public_key)
+        stranger = merge.status is MergeStatus.UNKNOWN_KEY and node_id_of(key) == origin
+        if stranger and self._links.may_introduce(link, now):
+            merge = take(message.raw, now, key)
         in_vain = merge.status is MergeStatus.BAD_SIGNATURE
         if in_vain or (merge.status is MergeStatus.STALE and isinstance(message, Evidence)):
             self._links.fault(link, now)

@@ -28,7 +28,7 @@ from gossip.neighbours import Neighbours
 
 ALL = 1  # the scope of the whole fleet
 _WAITING_PEERS, _WAITING_ITEMS, _WAITING_S = 64, 16, 5.0
-_LOOK_S, _LOOK_CALLS = 3.0, 16
+_LOOK_S, LOOK_CALLS = 3.0, 16
 _RANDOM_HEADS = 0.125  # so that a near one that drops everything is not chosen for ever
 
 _Item = tuple[bytes, int]  # encoded message, priority
@@ -62,6 +62,8 @@ class Spread:
         )
         self._waiting: dict[bytes, tuple[float, dict[bytes, _Item]]] = {}
         self._look_s = 0.0
+        self._settled: tuple[bytes, int] | None = None  # who was live, and which links, ...
+        # ... when no neighbour was missing
 
     def send(
         self,
@@ -114,18 +116,20 @@ class Spread:
             for key, (data, priority) in items.items():
                 self._links.offer(link, key, data, priority)
 
-    def deadline(self) -> float:
-        """Return when something is to be announced or asked for, in mono seconds."""
-        return self.announcements.deadline()
-
     def tick(self, now: Instant) -> None:
-        """Announce and ask what is due; now and then call neighbours that are missing."""
-        self.announcements.tick(now)
+        """Now and then call neighbours that are missing."""
         if now.mono_s >= self._look_s:  # whoever wakes this node: it needs no deadline of its own
             self._look_s = now.mono_s + _LOOK_S
-            missing = list(self.neighbours.missing(self._rng))
-            for member in self._rng.sample(missing, min(_LOOK_CALLS, len(missing))):
-                self._call(member.address, now)
+            self._call_missing(now)
+
+    def _call_missing(self, now: Instant) -> None:
+        seen = self._members.digest(), self._links.changes
+        if seen == self._settled:
+            return
+        missing = list(self.neighbours.missing(self._rng))
+        self._settled = None if missing else seen
+        for member in self._rng.sample(missing, min(LOOK_CALLS, len(missing))):
+            self._call(member.address, now)
 
     def _rank(self, batch: Batch) -> int:
         """Return the priority of a batch's most urgent entry."""

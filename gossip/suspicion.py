@@ -86,14 +86,11 @@ class Suspicion:
         self._doubts: dict[bytes, _Doubt] = {}
         # links to close unless their peer claims to be alive: (when, is this boot gone for good?)
         self._closing: dict[bytes, tuple[float, bool]] = {}
-        self._due_s = inf  # nothing is due before
+        self.due_s = inf
+        """When this wants the timer, in mono seconds; maybe a little too early."""
         self._rumours = Rates(_RUMOURS_PER_S, _RUMOURS_BURST)
         self._refutations = Rates(_REFUTATIONS_PER_S, _REFUTATIONS_BURST)
         self.patience = 1.0  # local health: multiplies this node's timeouts
-
-    def deadline(self) -> float:
-        """Return when this wants the timer, in mono seconds; maybe a little too early."""
-        return self._due_s
 
     def accuse(self, node_id: bytes, now: Instant) -> None:
         """Suspect a member that does not answer this node's pings, and say so to everybody."""
@@ -193,7 +190,7 @@ class Suspicion:
 
     def tick(self, now: Instant) -> None:
         """Look for oneself at the suspected, bury them when it is time; close dead links."""
-        if now.mono_s < self._due_s:
+        if now.mono_s < self.due_s:
             return
         for node_id, doubt in list(self._doubts.items()):
             if doubt.end_s <= now.mono_s:
@@ -205,7 +202,7 @@ class Suspicion:
                 del self._closing[node_id]
                 self._links.close(node_id, gone=gone)
         ends = [min(doubt.end_s, doubt.check_s) for doubt in self._doubts.values()]
-        self._due_s = min(ends + [due_s for due_s, _ in self._closing.values()], default=inf)
+        self.due_s = min(ends + [due_s for due_s, _ in self._closing.values()], default=inf)
 
     def defer(self, lag_s: float, now: Instant) -> None:
         """Give everybody the time for which this node was held up, and half of it to be heard."""
@@ -286,7 +283,7 @@ class Suspicion:
         self._schedule(due_s)
 
     def _schedule(self, due_s: float) -> None:
-        self._due_s = min(self._due_s, due_s)
+        self.due_s = min(self.due_s, due_s)
 
     def _tell_all(
         self, message: Announce | Suspect, now: Instant, but: tuple[bytes, ...] = ()

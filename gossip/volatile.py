@@ -37,7 +37,8 @@ class Volatiles:
         self._own: dict[str, Value] = {}
         self._blob = b""
         self._others: dict[bytes, dict[str, Value]] = {}
-        self._due_s = inf
+        self.due_s = inf
+        """When the next push is due, in mono seconds."""
         self._pushed_s = -inf
         self.sequence = 0
 
@@ -52,7 +53,7 @@ class Volatiles:
             return
         self._own, self._blob = draft, blob
         self.sequence += 1
-        self._due_s = max(now.mono_s, self._pushed_s + self._config.volatile_interval_s)
+        self.due_s = max(now.mono_s, self._pushed_s + self._config.volatile_interval_s)
 
     def get(self, node_id: bytes, key: str) -> Value | None:
         """Return a value of a live member's or of this node's, or None."""
@@ -63,15 +64,11 @@ class Volatiles:
             return None
         return self._others.get(node_id, {}).get(key)
 
-    def deadline(self) -> float:
-        """Return when the next push is due, in mono seconds."""
-        return self._due_s
-
     def tick(self, now: Instant) -> None:
         """Push to everybody in the zone when due."""
-        if now.mono_s < self._due_s:
+        if now.mono_s < self.due_s:
             return
-        self._due_s, self._pushed_s = inf, now.mono_s
+        self.due_s, self._pushed_s = inf, now.mono_s
         data = encode_message(VolatileState(self.sequence, self._blob))
         for member in self._neighbours.zone():
             link = self._links.get(member.node_id)

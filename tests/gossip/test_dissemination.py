@@ -90,7 +90,7 @@ def test_loss_delays_but_loses_nothing(loss: float) -> None:
     world = World(5)
     hosts = world.fleet(6)
     world.run_until(world.all_live, 10)
-    world.network.faults.loss = loss
+    world.network.change(loss=loss)
     for index in range(30):
         hosts[index % 6].set_owner(f"key/{index}", index)
         world.run(0.1)
@@ -101,7 +101,7 @@ def test_loss_delays_but_loses_nothing(loss: float) -> None:
 
 def test_duplicated_datagrams_are_replays() -> None:
     world = World(6)
-    world.network.faults.duplicate = 0.5
+    world.network.change(duplicate=0.5)
     one, two, three = world.fleet(3)
     world.run(5)
     one.set_owner("key", 1)
@@ -199,7 +199,7 @@ def test_no_datagram_is_ever_larger_than_1200_bytes() -> None:
 
     world.tap = watch
     hosts = world.fleet(8)
-    world.network.faults.loss = 0.1
+    world.network.change(loss=0.1)
     for host in hosts:
         fill(host, 10, size=690)
         host.running.set_volatile("load", host.rng.randbytes(380), host.now())
@@ -212,7 +212,7 @@ def test_given_up_batches_are_repaired() -> None:
     world = World(13, GossipConfig(resend_limit=1))
     one, two = world.fleet(2)
     world.run(2)
-    world.network.faults.cut.add(("n0", "n1"))
+    world.network.cut(["n0"], ["n1"], key="cut")
     one.set_owner("key", 1)
     world.run(0.4)
     world.network.heal()
@@ -253,7 +253,7 @@ def test_lost_volatile_value_is_asked_for() -> None:
     world = World(16)
     one, two = world.fleet(2)
     world.run(2)
-    world.network.faults.cut.add(("n0", "n1"))
+    world.network.cut(["n0"], ["n1"], key="cut")
     one.running.set_volatile("load", 7, one.now())
     one.drain()
     world.run(0.1)

@@ -59,7 +59,7 @@ class Stage:
 
     def __init__(self, seed: int = 1, config: GossipConfig | None = None) -> None:
         self.world = World(seed, config)
-        self.world.network.faults.jitter_s = 0.0  # in order, so that all of it is accepted
+        self.world.network.change(jitter_s=0.0)  # in order, so that all of it is accepted
         self.tapped: list[tuple[Host, Transmit]] = []
         self.world.tap = lambda source, output: self.tapped.append((source, output))
         self.one, self.two, self.three = self.world.fleet(3)
@@ -274,7 +274,7 @@ def test_liar_with_a_huge_incarnation_moves_nobody() -> None:
     stage.world.run(0.5)
     assert stage.world.all_live(), "nobody doubts what the victim never claimed"
     assert victim.running.incarnation == 1
-    stage.world.network.faults.silent.add(victim.name)
+    stage.world.network.silence([victim.name], key=victim.name)
     stage.world.run(12)
     stage.world.network.heal()
     stage.world.run_until(stage.world.all_live, 60)
@@ -496,7 +496,7 @@ def test_members_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_the_target_answers_for_a_relayed_probe() -> None:
     stage = Stage()
-    stage.world.network.faults.silent.add("n2")
+    stage.world.network.silence(["n2"], key="n2")
     stage.send(join_messages([encode_message(PingRequest(7, stage.three.node_id))]))
     inquiries = stage.one.running._probing._inquiries
     asked = stage.one.running._pings._sent

@@ -99,7 +99,7 @@ def spread_times(loss: float, seed: int) -> tuple[list[float], float]:
     hosts = world.fleet(12)
     world.run_until(world.all_live, 10)
     world.run(3)
-    world.network.faults.loss = loss
+    world.network.change(loss=loss)
     before = total(hosts, "batches_new"), total(hosts, "batches_duplicate")
     times = []
     for index in range(20):

@@ -5,6 +5,7 @@ import pytest
 from gossip.config import GossipConfig
 from gossip.events import Event, MemberDown, MemberLeft, MemberSuspect, MemberUp
 from gossip.messages import Suspect
+from simnet.disk import Disk
 from simnet.world import Host, World
 
 
@@ -53,7 +54,7 @@ def test_blackholed_node_is_down_and_comes_back_by_itself() -> None:
     world = World(3)
     one, _, victim = world.fleet(3)
     world.run(3)
-    world.network.faults.silent.add("n2")
+    world.network.silence(["n2"], key="n2")
     world.run_until(lambda: state(one, victim) == "down", 10)
     world.run(60)
     incarnation = victim.running.incarnation
@@ -66,7 +67,7 @@ def test_suspicion_is_refuted_by_the_suspect() -> None:
     world = World(4)
     one, two, three = world.fleet(3)
     world.run(3)
-    world.network.faults.cut.update({("n1", "n0"), ("n2", "n0")})  # one hears nobody
+    world.network.cut(["n1", "n2"], ["n0"], key="cut")  # one hears nobody
     world.run_until(lambda: "suspect" in (state(one, two), state(two, one)), 10)
     world.network.heal()
     world.run_until(world.all_live, 10)
@@ -122,7 +123,7 @@ def test_leave_that_one_node_missed_reaches_it_by_the_roster() -> None:
     world = World(7)
     one, two, three = world.fleet(3)
     world.run(3)
-    world.network.faults.cut.add(("n2", "n1"))
+    world.network.cut(["n2"], ["n1"], key="cut")
     three.running.leave(three.now())
     three.drain()
     world.run(1)
@@ -222,7 +223,7 @@ def test_held_up_process_accuses_nobody_and_is_not_buried() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_loss_of_a_fifth_buries_nobody(seed: int) -> None:
     world = World(seed)
-    world.network.faults.loss = 0.2
+    world.network.change(loss=0.2)
     hosts = world.fleet(8)
     world.run_until(world.all_live, 30)
     world.run(120)
@@ -240,7 +241,7 @@ def test_incarnation_lost_with_the_disk_is_outgrown(away_s: float) -> None:
     world.run_until(world.all_live, 10)
     three.crash()
     world.run(away_s)
-    three.incarnation = 0  # the others remember 3
+    three.disk = Disk(three.node_id)  # the others remember 3
     three.start()
     world.run_until(lambda: world.all_live() and three.running.incarnation > 3, 20)
     view = next(view for view in one.running.members() if view.node_id == three.node_id)
@@ -287,7 +288,7 @@ def test_config_refuses_what_is_out_of_range(field: str, value: float) -> None:
 @pytest.mark.parametrize("incarnation", [-1, (1 << 48) - 1, 1 << 48, 1 << 60])
 def test_absurd_incarnation_is_refused_at_the_start(incarnation: int) -> None:
     host = World(19).add("n0")
-    host.incarnation = incarnation - 1
+    host.disk.saved.incarnation = incarnation - 1
     with pytest.raises(ValueError, match="incarnation"):
         host.start()
 

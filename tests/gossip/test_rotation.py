@@ -12,7 +12,7 @@ def test_a_rotation_reaches_all_and_nobody_is_lost() -> None:
     world = World(31)
     hosts = world.fleet(5)
     world.run_until(world.all_live, 20)
-    world.network.faults.loss = 0.2
+    world.network.change(loss=0.2)
     assert hosts[2].running.rotate(1, NEW, hosts[2].now())
     hosts[2].drain()
     world.run_until(lambda: all(one.running.keys.current.number == 1 for one in hosts), 10)
@@ -74,12 +74,12 @@ def test_link_that_stayed_under_the_former_key_is_made_anew() -> None:
     one, two = world.fleet(2)
     world.run_until(world.all_live, 20)
     assert one.running.rotate(1, NEW, one.now())
-    world.network.faults.cut.update((("n1", "n0"), ("n0", "n1")))
+    world.network.partition(["n0"], ["n1"])
     one.drain()
     for host in (one, two):
         host.running.keys.offer(1, NEW)
     world.run(1.5)
-    world.network.faults.cut.clear()
+    world.network.heal()
     world.run(15)
     for host, other in ((one, two), (two, one)):
         link = host.running._links.get(other.node_id)

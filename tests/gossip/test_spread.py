@@ -81,7 +81,7 @@ def test_silent_heads_cost_no_repair() -> None:
     world = large(4)
     source = world.hosts["n3"]
     silent = [host for host in world.hosts.values() if host is not source][::5]
-    world.network.faults.silent = {host.name for host in silent}
+    world.network.silence([host.name for host in silent], key="silent")
     source.set_owner("key", 1)
     world.run(0.9)  # less than two probes: announcements alone must do it
     assert total(world, "wants") > 0
@@ -101,7 +101,7 @@ def test_news_for_who_has_no_link_yet_wait_for_it() -> None:
 def test_what_waits_for_links_is_bounded() -> None:
     world = World(6, standin=True)
     hosts = world.warm_fleet(60)
-    world.network.faults.silent = {host.name for host in hosts[1:]}
+    world.network.silence([host.name for host in hosts[1:]], key="silent")
     for index in range(40):
         hosts[0].set_owner(f"key/{index}", index)
         world.run(0.01)

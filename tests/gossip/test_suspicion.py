@@ -49,7 +49,7 @@ def detection(seed: int, count: int, *, silent: bool) -> tuple[float, float]:
     world.run(rng.random() * 5)
     victim, begun_s = rng.choice(hosts), world.now_s
     if silent:
-        world.network.faults.silent.add(victim.name)
+        world.network.silence([victim.name], key=victim.name)
     else:
         victim.crash()
     others = [host for host in hosts if host is not victim]
@@ -107,7 +107,7 @@ def test_loss_of_a_fifth_is_hardly_ever_taken_for_death() -> None:
     accused = probes = 0
     for seed in range(3):
         world, hosts = fleet(seed, 20)
-        world.network.faults.loss = 0.2
+        world.network.change(loss=0.2)
         begun_s = world.now_s
         world.run(200)
         assert deaths(hosts, begun_s) == 0
@@ -123,7 +123,7 @@ def test_idle_traffic_is_one_probe_an_interval_and_at_most_twice_the_bytes_under
     for count, loss in ((10, 0.0), (30, 0.0), (10, 0.2)):
         world, hosts = fleet(1, count)
         world.run(10)
-        world.network.faults.loss = loss
+        world.network.change(loss=loss)
         before = [dict(host.running.counters) for host in hosts]
         world.run(100)
         packets = [
@@ -190,7 +190,7 @@ def test_liar_cannot_hasten_a_death_by_speaking_for_many() -> None:
     world, hosts = fleet(5, 6)
     one, liar, victim = hosts[:3]
     world.network.partition([victim.name], [one.name])
-    world.network.faults.cut.update((host.name, victim.name) for host in hosts)
+    world.network.cut([host.name for host in hosts if host is not victim], [victim.name], key="cut")
     for host in (liar, *hosts[3:]):
         rumour(liar, one, victim, host.node_id)
         rumour(liar, one, victim, liar.node_id)
@@ -284,7 +284,7 @@ def test_evicted_node_rejoins(index: int) -> None:
     world, hosts = fleet(2, 6, GossipConfig(dead_members=1))
     evicted, last = hosts[index], hosts[5]
     others = [host for host in hosts if host not in (evicted, last)]
-    world.network.faults.silent.add(evicted.name)
+    world.network.silence([evicted.name], key=evicted.name)
     world.run(20)
     last.crash()
     world.run(20)
@@ -423,7 +423,7 @@ def test_a_clock_beyond_what_fits_is_told_and_nothing_breaks() -> None:
         host.commit()
     world.run(1)
     assert one.store.fleet("key", one.now()) == 1
-    assert one.journal.high_water >> 16 < 10**9
+    assert one.disk.saved.high_water >> 16 < 10**9
 
 
 def test_roster_digest_follows_every_change_and_equals_a_fresh_sum() -> None:
