@@ -35,6 +35,7 @@ _FLUSH_BYTES = 64 * 1024  # at once, to all; more would flood the sockets and ho
 _DATAGRAM_COST = 512  # bytes of that, at least, since each takes time as well
 _FLUSH_PAUSE_S = 0.001
 _LAG_TOLERATED_S = 0.05
+_BYTES = [f"bytes_{kind}" for kind in ("urgent", "prompt", "state", "repair", "volatile")]
 
 
 class Links:
@@ -253,6 +254,9 @@ class Links:
             self._joined = packer.parts, join_messages(packer.parts)
         counter, sealed = link.channel.seal(self._joined[1])
         if items:
+            shrunk = len(sealed) / sum(map(len, packer.parts))
+            for item in items:
+                self._count(_BYTES[item.priority], int(len(item.data) * shrunk))
             link.departed(counter, items, now)
         link.used_s = now.mono_s
         self._egress.spend(len(sealed))

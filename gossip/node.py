@@ -133,7 +133,7 @@ class GossipNode:
             self._members,
             self._links,
             self._suspicion,
-            self._transmit,
+            self._shake_hands,
             self._on_link,
         )
         self._rotation = Rotation(
@@ -425,6 +425,10 @@ class GossipNode:
 
     def _emit(self, event: Output) -> None:
         self._outputs.append(event)
+
+    def _shake_hands(self, data: bytes, addr: Address) -> None:
+        self._count("bytes_handshakes", len(data))
+        self._transmit(data, addr)
 
     def _transmit(self, data: bytes, addr: Address) -> None:
         self.counters["out_datagrams"] += 1

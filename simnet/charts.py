@@ -15,6 +15,7 @@ _LEFT = 96
 _RIGHT = 150  # room for the names beside the lines
 _NAME_APART = 15.0
 _MOST_POINTS = 600
+_SKEWED = 25.0  # times the median
 
 Point = tuple[float, float]
 
@@ -34,6 +35,7 @@ class Bar(NamedTuple):
     begin: float
     end: float
     says: str
+    endless: bool = False
 
 
 class Axis:
@@ -57,6 +59,35 @@ class Axis:
         return [n * step for n in range(first, floor(self.high / step + 1e-9) + 1)]
 
 
+class LogAxis(Axis):
+    """The same, logarithmic; what lies below `low`, 0 too, is drawn at the beginning."""
+
+    def at(self, value: float) -> float:
+        """Return the place of a value, in pixels."""
+        share = log10(max(value, self.low) / self.low) / log10(self.high / self.low)
+        return self.begin + min(share, 1.0) * (self.end - self.begin)
+
+    def ticks(self, about: int = 6) -> list[float]:
+        """Return the powers of ten along it."""
+        first, last = ceil(log10(self.low) - 1e-9), floor(log10(self.high) + 1e-9)
+        return [10.0**power for power in range(first, last + 1)]
+
+
+def fitting(values: Sequence[float], begin: float, end: float) -> Axis:
+    """Return an axis from 0 for all of these, or a logarithmic one if few are far away."""
+    ranked = sorted(value for value in values if value > 0) or [1.0]
+    high, middle = ranked[-1], ranked[len(ranked) // 2]
+    if high < _SKEWED * middle:
+        return Axis(0.0, high * 1.05, begin, end)
+    low = max(ranked[len(ranked) // 10], high / 1e4)
+    return LogAxis(10.0 ** floor(log10(low)), high * 1.3, begin, end)
+
+
+def scale(axis: Axis, label: str) -> str:
+    """Return a label that says if its axis is logarithmic."""
+    return f"{label} (logarithmic)" if isinstance(axis, LogAxis) else label
+
+
 def horizontal(low: float, high: float) -> Axis:
     """Return the x axis that all charts share, so that they stand exactly below each other."""
     return Axis(low, high, _LEFT, WIDTH - _RIGHT)
@@ -75,8 +106,9 @@ def percent(value: float) -> str:
 def svg(body: str, height: float, says: str) -> str:
     """Return a drawing of the page's width."""
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(says)}">'
-        f"{body}</svg>"
+        f'<div class="wide"><svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+        f'aria-label="{escape(says)}">'
+        f"{body}</svg></div>"
     )
 
 
@@ -106,15 +138,15 @@ def panel(
     series: Sequence[Series],
     *,
     label: str,
-    low: float = 0.0,
     high: float | None = None,
     shown: Callable[[float], str] = plain,
     dots: bool = False,
 ) -> str:
     """Return lines over a time axis, named at their right ends; the label stands above."""
     values = [value for one in series for _, value in one.points]
-    y = Axis(low, high if high is not None else max([*values, low + 1e-9]) * 1.05, top + height, top)
-    parts = [text(_LEFT, top - 8, label, "label")]
+    begin, end = top + height, top
+    y = fitting(values, begin, end) if high is None else Axis(0.0, high, begin, end)
+    parts = [text(_LEFT, top - 8, scale(y, label), "label")]
     for tick in y.ticks(4):
         at = y.at(tick)
         parts.append(_line(x.begin, at, x.end, at, "grid"))
@@ -139,9 +171,10 @@ def lanes(x: Axis, top: float, named: Sequence[tuple[str, Sequence[Bar]]], each:
         for bar in bars:
             begin = x.at(bar.begin)
             wide = max(x.at(bar.end) - begin, 2.5)
+            style = "fault endless" if bar.endless else "fault"
             parts.append(
                 f'<rect x="{begin:.1f}" y="{y + 3:.1f}" width="{wide:.1f}" '
-                f'height="{each - 6:.1f}" rx="2" class="fault">{_says(bar.says)}</rect>'
+                f'height="{each - 6:.1f}" rx="2" class="{style}">{_says(bar.says)}</rect>'
             )
     return "".join(parts)
 
@@ -176,37 +209,35 @@ def columns(x: Axis, top: float, bottom: float, said: Sequence[tuple[float, str]
 
 
 def moment(x: Axis, top: float, bottom: float, at: float, says: str) -> str:
-    """Return a marked moment with its name."""
+    """Return a marked moment with its name above, clear of the panel's label."""
     place = x.at(at)
     left = place > (x.begin + x.end) / 2
-    name = text(place + (-6 if left else 6), top + 12, says, "name bad", "end" if left else "start")
-    return _line(place, top, place, bottom, "moment") + name
+    name = place + 4 if left else max(place - 4, x.begin + 170)
+    anchor = "end" if left else "start"
+    line = _line(place, top - 4, place, bottom, "moment")
+    return line + text(name, top - 8, says, "name bad", anchor)
 
 
 def ecdf(named: Sequence[tuple[str, Sequence[float], str]], *, label: str, of: str) -> str:
     """Return the share of values that are at most x, a line per name; `of` names the values."""
-    high = max((max(values) for _, values, _ in named if values), default=1.0)
-    x, top, height = horizontal(0.0, high * 1.02 or 1.0), 28.0, 170.0
+    x = fitting([one for _, values, _ in named for one in values], _LEFT, WIDTH - _RIGHT)
+    top, height = 28.0, 170.0
     drawn = []
     for name, values, style in named:
         ranked = thinned(sorted(values))
         count = len(ranked)
         points = [(0.0, 0.0), *((one, (index + 1) / count) for index, one in enumerate(ranked))]
         drawn.append(Series(name, [*points, (x.high, 1.0)], style, steps=True))
-    # Named where they are half way up: at the right end all of them are 100 %.
-    plainly = [one._replace(name="") for one in drawn]
-    body = x_axis(x, top + height, label, top)
-    body += panel(x, top, height, plainly, label=f"share of {of}", high=1.0, shown=percent)
-    bottom = Axis(0.0, 1.0, top + height, top)
-    halves = sorted((_half(one.points), one) for one in drawn)
-    for index, (half, one) in enumerate(halves):
-        level = 0.5 if index else 0.72 if len(halves) > 1 else 0.5
-        place = next((at for at, share in one.points if share >= level), half)
-        says = f"{one.name}, half of them at most {three(half)}"
-        room = x.end + _RIGHT - x.at(place)
-        flush = "start" if room > 7 * len(says) + 12 else "end"
-        shift = 8 if flush == "start" else -8
-        body += text(x.at(place) + shift, bottom.at(level) + 14, says, f"name {one.style}", flush)
+    body = x_axis(x, top + height, scale(x, label), top)
+    unnamed = [one._replace(name="") for one in drawn]
+    body += panel(x, top, height, unnamed, label=f"share of {of}", high=1.0, shown=percent)
+    for index, (name, values, style) in enumerate(named):  # all lines end at 100 %: a key
+        y = top + 24 + 46 * index
+        body += _line(x.end + 14, y - 4, x.end + 34, y - 4, f"line {style}")
+        body += text(x.end + 40, y, name, f"name {style}")
+        if values:
+            middle = sorted(values)[(len(values) - 1) // 2]
+            body += text(x.end + 40, y + 16, f"median {three(middle)}", "tick")
     return svg(body, top + height + 42, f"distribution of {label} over {of}")
 
 
@@ -234,11 +265,11 @@ def bars(rows: Sequence[tuple[str, float, str]], *, says: str) -> str:
 def ranges(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, label: str) -> str:
     """Return per row its named values on one line, from the first to the last."""
     high = max((value for _, values in rows for _, value in values), default=1.0)
-    x, each, top = horizontal(0.0, high * 1.02), 40.0, 8.0
+    x, each, top = horizontal(0.0, high * 1.02), 54.0, 4.0
     bottom = top + each * len(rows)
     parts = [x_axis(x, bottom, label, top)]
     for index, (name, values) in enumerate(rows):
-        y = top + each * index + 24
+        y = top + each * index + 27
         places = [x.at(value) for _, value in values]
         parts.append(text(x.begin - 8, y + 4, name, "tick", "end"))
         parts.append(_line(min(places), y, max(places), y, "stem"))
@@ -262,10 +293,6 @@ def thinned(values: Sequence[float]) -> list[float]:
     if count <= _MOST_POINTS:
         return list(values)
     return [values[round(n * (count - 1) / (_MOST_POINTS - 1))] for n in range(_MOST_POINTS)]
-
-
-def _half(points: Sequence[Point]) -> float:
-    return next((at for at, share in points if share >= 0.5), 0.0)
 
 
 def _apart(

@@ -6,6 +6,7 @@ make the same one.
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -287,8 +288,11 @@ def plan(
     """
     steps: list[Step] = []
     number = 0
+    alike: Counter[str] = Counter()
     for index, fault in enumerate(faults):
-        rng = random.Random(f"{seed} fault {index}")
+        about = f"{fault.kind} {fault.at_s:g}"  # the others may go, and it hits the same nodes
+        alike[about] += 1
+        rng = random.Random(f"{seed} {about} {alike[about]}")
         where = f"[[fault]] {index + 1} ({fault.kind})"
         try:
             names = chosen(fault.nodes, count, zones, rng)

@@ -43,6 +43,7 @@ class Health:
         """Probe intervals until all had noticed, one per crash that all could notice."""
         self._interval_s = gossip.probe_interval_s
         self._touched: dict[Name, set[int]] = {name: set() for name in names_of(scenario.nodes)}
+        self._unsure: dict[Name, set[int]] = {name: set() for name in names_of(scenario.nodes)}
         self._well_s: dict[Name, float] = {}
         self._running: dict[Name, bytes] = {}
         self._names: dict[bytes, Name] = {}
@@ -69,16 +70,16 @@ class Health:
 
     def stepped(self, at_s: float, step: Step) -> None:
         """Take note of a fault's beginning or end."""
+        if isinstance(step.fault, Slow):  # may err about others; others may not about it
+            for name in step.names:
+                _mark(self._unsure[name], step)
         if not _touches(step.fault):
             return
         touched = list(step.names)
         if isinstance(step.fault, Cut | Partition):
             touched += [name for side in step.others for name in side]
         for name in touched:
-            if step.begins:
-                self._touched[name].add(step.number)
-            else:
-                self._touched[name].discard(step.number)
+            _mark(self._touched[name], step)
             self._well_s[name] = at_s
 
     def started(self, at_s: float, name: Name, node_id: bytes) -> None:
@@ -104,12 +105,20 @@ class Health:
             begun_s, waiting = self._unnoticed[name]
             waiting.discard(observer)
             self._settle(name, begun_s, at_s)
-        return self.healthy(name, at_s) and self.healthy(observer, at_s)
+        sure = self.healthy(observer, at_s) and not self._unsure[observer]
+        return sure and self.healthy(name, at_s)
 
     def _settle(self, name: Name, begun_s: float, at_s: float) -> None:
         if name in self._unnoticed and not self._unnoticed[name][1]:
             del self._unnoticed[name]
             self.down_rounds.append((at_s - begun_s) / self._interval_s)
+
+
+def _mark(numbers: set[int], step: Step) -> None:
+    if step.begins:
+        numbers.add(step.number)
+    else:
+        numbers.discard(step.number)
 
 
 def _touches(fault: Fault) -> bool:

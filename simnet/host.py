@@ -31,7 +31,8 @@ _FULL_RETRY_S = 1.0
 _ACQUAINT_S = 5.0
 _COMMIT_RETRY_S = 0.02
 _LEAST_STEP_S = 1e-6
-_SOCKET_DATAGRAMS = 4096  # that wait for a process which stands still; more are dropped
+_BURST_DATAGRAMS = 32  # that gossip.udp reads before the loop turns to its timers
+_SOCKET_DATAGRAMS = 256  # that wait in a socket of Linux's usual size; more are dropped
 
 
 class Watch(Protocol):
@@ -87,6 +88,11 @@ class Host:
         """Return the node; AssertionError while the machine is down."""
         assert self.node is not None, f"{self.name} is down"
         return self.node
+
+    @property
+    def incarnation(self) -> int:
+        """Return the newest incarnation that is durable."""
+        return self.disk.saved.incarnation
 
     # clocks
 
@@ -204,7 +210,7 @@ class Host:
     def hold(self, duration_s: float) -> None:
         """Pause for a while."""
         self.pause()
-        self.world.after(duration_s, self.resume)
+        self.world.after(duration_s + _LEAST_STEP_S, self.resume)
 
     # writes
 
@@ -238,6 +244,9 @@ class Host:
             return
         if self.slow_s:
             self._free_s = max(self._free_s, self.world.now_s) + self.slow_s
+            if self._free_s - self.world.now_s > _SOCKET_DATAGRAMS * self.slow_s:
+                self._free_s -= self.slow_s
+                return
             self.world.at(self._free_s, self._take, data, source, self._run)
             return
         self.node.receive_datagram(data, source, self.now())
@@ -282,8 +291,12 @@ class Host:
             self.events.append((self.world.now_s, event))
         self.world.note(self.name, _signature(event))
 
-    def _fire(self, due_s: float, run: int) -> None:
+    def _fire(self, due_s: float, run: int, late: bool = False) -> None:
         if run != self._run or due_s != self._timer_s or self.node is None or self.paused:
+            return
+        busy_s = min(self._free_s - self.world.now_s, _BURST_DATAGRAMS * self.slow_s)
+        if busy_s > 0 and not late:
+            self.world.after(busy_s, self._fire, due_s, run, True)
             return
         self._timer_s = inf
         now = self.now()

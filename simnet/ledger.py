@@ -54,11 +54,11 @@ class Ledger:
     def persisted(self, at_s: float, batch: Batch) -> str | None:
         """Take a batch that has become durable; say what is wrong with it."""
         problem = self._numbered(batch)
-        for version in self._endangered.get(batch.origin, set()).copy():
-            # its author goes on without them: nobody can give them back any more
-            if not self._held_by(self._names.get(batch.origin), batch.origin, version):
-                self._forgo(batch.origin, version)
-        self._endangered.pop(batch.origin, None)
+        if self._endangered.pop(batch.origin, None):
+            # what its author goes on without, nobody can give back any more
+            for version in self._acked[batch.origin]:
+                if not self._held_by(self._names.get(batch.origin), batch.origin, version):
+                    self._forgo(batch.origin, version)
         self._add(at_s, batch)
         return problem
 
@@ -140,6 +140,7 @@ class Ledger:
             return []
         last = acked[max(acked)]
         live = {(last.epoch, number) for number in sequences(last.live)} | {last.version}
+        live -= self._endangered.get(origin, set())  # peers have them, and give them back
         exempt = self._exempt
         return sorted(one for one in live if one in acked and (origin, one) not in exempt)
 
@@ -155,8 +156,9 @@ class Ledger:
                     self._forgo(origin, version)
 
     def _forgo(self, origin: bytes, version: Version) -> None:
-        self.exempted += 1
-        self._exempt.add((origin, version))
+        if (origin, version) not in self._exempt:
+            self.exempted += 1
+            self._exempt.add((origin, version))
 
     def _forgive_the_dead(self) -> None:
         """Forgo what a node that is gone for good had no time to tell anybody."""

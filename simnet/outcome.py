@@ -19,13 +19,14 @@ class Violation:
     invariant: str
     """The checker's name."""
     at_s: float
-    """From the beginning of the run."""
+    """From the beginning of the run; below 0 if it is not known."""
     what: str
     last: tuple[str, ...] = ()
     """What happened before, oldest first."""
 
     def __str__(self) -> str:
-        return f"{self.invariant} at {self.at_s:.3f} s: {self.what}"
+        at = f" at {self.at_s:.3f} s" if self.at_s >= 0 else ""
+        return f"{self.invariant}{at}: {self.what}"
 
 
 class Spread(NamedTuple):
@@ -153,3 +154,18 @@ def from_json(table: Mapping[str, Any]) -> Outcome:
     except TypeError as error:
         raise ValueError(f"outcome: {error}") from error
     return sections.read(Outcome, given, "outcome")
+
+
+def by_kind(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return what nodes sent by kind, from their counters; pings, acks and seals are the rest."""
+    names = {
+        "handshakes": "handshakes",
+        "urgent": "membership",
+        "prompt": "urgent state",
+        "state": "state",
+        "repair": "repair",
+        "volatile": "load reports",
+    }
+    found = {name: counts.get(f"bytes_{kind}", 0) for kind, name in names.items()}
+    found["pings, acks, seals"] = counts.get("out_bytes", 0) - sum(found.values())
+    return found

@@ -90,7 +90,9 @@ def labels(outcome: Outcome) -> list[str]:
 
 def title(outcome: Outcome) -> str:
     """Return the scenario and its seed; of a seed that never gave a result, only that."""
-    return f"{outcome.scenario}, seed {outcome.seed}" if outcome.scenario else f"seed {outcome.seed}"
+    return (
+        f"{outcome.scenario}, seed {outcome.seed}" if outcome.scenario else f"seed {outcome.seed}"
+    )
 
 
 def verdict(outcome: Outcome) -> str:
@@ -129,6 +131,8 @@ def heal(outcome: Outcome) -> str:
     """Return how long it took until all agreed, in seconds and rounds."""
     if outcome.heal_s < 0:
         return "never agreed" if outcome.sights else "-"
+    if outcome.heal_s == 0:
+        return "at once"
     rounds = f" ({number(outcome.heal_s / outcome.round_s)} rounds)" if outcome.round_s else ""
     return f"{number(outcome.heal_s)} s{rounds}"
 
@@ -189,7 +193,10 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     if outcomes and cpu_s:
         ran_s = sum(one.ran_s for one in outcomes)
         most = max(outcomes, key=lambda one: one.cpu_s)
-        lines += ["", f"processor: {span(cpu_s)}, {number(cpu_s / len(outcomes))} s a seed, at most"]
+        lines += [
+            "",
+            f"processor: {span(cpu_s)}, {number(cpu_s / len(outcomes))} s a seed, at most",
+        ]
         lines[-1] += f" {number(most.cpu_s)} s (seed {most.seed});"
         lines[-1] += f" {number(ran_s / cpu_s)} s simulated a second"
     return "\n".join(_safe(line) for line in lines) + "\n"
@@ -248,8 +255,7 @@ def _load(name: str, load: Load) -> Figure:
 
 def _figures(outcome: Outcome) -> list[str]:
     rows = [
-        [one.name, one.unit, number(one.mean), number(one.most), one.of]
-        for one in figures(outcome)
+        [one.name, one.unit, number(one.mean), number(one.most), one.of] for one in figures(outcome)
     ]
     return _aligned(["figure", "unit", "average", "slowest", ""], rows) if rows else []
 
@@ -279,7 +285,7 @@ def _bytes(outcome: Outcome) -> list[str]:
         for kind, count in sorted(outcome.bytes_by_kind.items(), key=lambda item: -item[1])
         if count
     ]
-    return _aligned(["sent", size(total), "share"], rows) if rows else []
+    return _aligned(["sent by kind", size(total), "share"], rows) if rows else []
 
 
 def _episodes(outcome: Outcome) -> list[str]:

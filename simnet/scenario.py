@@ -13,6 +13,7 @@ from typing import Any
 
 from gossip.config import GossipConfig
 from simnet import faults, sections
+from simnet.city.scenario import CityScenario
 from simnet.faults import Fault, Step
 from simnet.link import Conditions
 
@@ -60,6 +61,7 @@ class Scenario:
     network: Conditions = field(default_factory=Conditions)
     writes: Writes = field(default_factory=Writes)
     faults: tuple[Fault, ...] = ()
+    city: CityScenario | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= MOST_NODES:
@@ -74,7 +76,9 @@ class Scenario:
             raise ValueError("times and rates must not be negative, and there is at least one key")
         for kind in self.writes.kinds:
             if kind not in ("owner", "fleet", "add", "remove"):
-                raise ValueError(f"[writes] kinds: {kind!r} is not one of owner, fleet, add, remove")
+                raise ValueError(
+                    f"[writes] kinds: {kind!r} is not one of owner, fleet, add, remove"
+                )
         starting = self.nodes - len(faults.absent(self.plan(0)))
         if starting < 1:
             raise ValueError("[[fault]] join: at least one node must be there from the beginning")
@@ -129,6 +133,8 @@ def parse(table: Mapping[str, Any]) -> Scenario:
         kinds.append(sections.read(kind, rest, f"{where} ({kind.kind})"))
     if "faults" in given:
         raise ValueError("unknown key 'faults'; did you mean [[fault]]?")
+    if "city" in given:
+        given["city"] = sections.read(CityScenario, given["city"], "[city]")
     return sections.read(Scenario, {**given, "faults": kinds}, "scenario")
 
 
@@ -158,17 +164,34 @@ def text(scenario: Scenario) -> str:
         elif name == "fault":
             blocks += [("[[fault]]", one) for one in value]
         else:
-            plain.append(f"{name} = {json.dumps(value)}\n")
+            plain.append(f"{name} = {_toml(value)}\n")
     for head, table in blocks:
         plain.append(f"\n{head}\n")
-        plain += [f"{key} = {json.dumps(value)}\n" for key, value in table.items()]
+        plain += [f"{key} = {_toml(value)}\n" for key, value in table.items()]
     return "".join(plain)
 
 
 def _changed(section: Any) -> dict[str, Any]:
     """Return the fields of a section that do not have their default."""
     return {
-        one.name: list(value) if isinstance(value, tuple) else value
+        one.name: _plain(value)
         for one in fields(section)
         if (value := getattr(section, one.name)) != one.default and value is not None
     }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with tables for its sections and lists for its tuples."""
+    if hasattr(value, "__dataclass_fields__"):
+        return _changed(value)
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML writes it on one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, Mapping):
+        pairs = (f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items())
+        return f"{{ {', '.join(pairs)} }}"
+    return json.dumps(value)

@@ -7,6 +7,7 @@ would (Groce and others, "Swarm Testing", ISSTA 2012).
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from gossip.config import GossipConfig
 from simnet.faults import (
@@ -30,13 +31,13 @@ from simnet.link import Conditions
 from simnet.scenario import Scenario, Time, Writes
 
 NAME = "swarm"
-DURATION_S = 40.0
+DURATION_S = 25.0
 _CHANCE = 0.3
 """Of each kind of fault."""
 
 
 def draw(seed: int) -> Scenario:
-    """Return a seed's scenario: 25 to 60 nodes, 40 virtual seconds of faults."""
+    """Return a seed's scenario: 25 to 60 nodes, 25 virtual seconds of faults."""
     rng = random.Random(f"swarm {seed}")
     nodes = rng.randint(25, 60)
     found: list[Fault] = []
@@ -44,14 +45,17 @@ def draw(seed: int) -> Scenario:
         if rng.random() < _CHANCE:
             found.extend(make(rng) for _ in range(rng.choice((1, 1, 2))))
     joins = any(isinstance(fault, Join) for fault in found)
+    gossip = _gossip(rng)
+    # who was away while somebody died may have to find out by itself, probing one after the other
+    heal_s = 30.0 + nodes * gossip.probe_interval_s
     return Scenario(
         name=NAME,
         nodes=nodes,
-        time=Time(duration_s=DURATION_S, settle_s=rng.choice((3.0, 8.0)), heal_s=60.0),
+        time=Time(duration_s=DURATION_S, settle_s=rng.choice((3.0, 8.0)), heal_s=heal_s),
         zones=rng.randint(1, 5),
         start="cold" if joins else rng.choice(("cold", "warm")),
         cryptography="real" if rng.random() < 0.1 else "stand-in",
-        gossip=_gossip(rng),
+        gossip=gossip,
         network=_network(rng),
         writes=Writes(per_s=rng.choice((0.5, 2.0, 8.0)), keys=rng.choice((1, 3, 12))),
         faults=tuple(sorted(found, key=lambda fault: fault.at_s)),
@@ -89,10 +93,10 @@ def _network(rng: random.Random) -> Conditions:
     )
 
 
-def _when(rng: random.Random, lasting_s: tuple[float, ...]) -> dict[str, float]:
+def _when(rng: random.Random, lasting_s: tuple[float, ...]) -> dict[str, Any]:
     spread_s = rng.choice((0.0, 0.0, 8.0))
     return {
-        "at_s": round(rng.uniform(0.0, DURATION_S - 15.0), 1),
+        "at_s": round(rng.uniform(0.0, DURATION_S - 10.0), 1),
         "lasting_s": rng.choice(lasting_s),
         "spread_s": spread_s,
     }
@@ -109,7 +113,7 @@ def _crash(rng: random.Random) -> Fault:
 
 
 def _for_good(rng: random.Random) -> Fault:
-    return Crash(at_s=round(rng.uniform(0.0, 20.0), 1), nodes=rng.choice((1, 0.15)))
+    return Crash(at_s=round(rng.uniform(0.0, 15.0), 1), nodes=rng.choice((1, 0.15)))
 
 
 def _flap(rng: random.Random) -> Fault:
@@ -119,7 +123,7 @@ def _flap(rng: random.Random) -> Fault:
         nodes=rng.choice((1, 2)),
         lasting_s=rng.choice((0.7, 2.0)),
         every_s=rng.choice((2.5, 4.0)),
-        times=5,
+        times=4,
     )
 
 
@@ -163,7 +167,7 @@ _MAKERS: tuple[Callable[[random.Random], Fault], ...] = (
     lambda rng: Full(nodes=_some(rng), **_when(rng, (3.0, 15.0))),
     lambda rng: Silence(nodes=_some(rng), **_when(rng, (1.0, 8.0, 20.0))),
     lambda rng: Cut(nodes=_some(rng), towards=_some(rng), **_when(rng, (5.0, 15.0))),
-    lambda rng: Upgrade(nodes=1.0, at_s=2.0, spread_s=25.0),
+    lambda rng: Upgrade(nodes=1.0, at_s=2.0, spread_s=15.0),
     lambda rng: Poison(nodes=2, at_s=5.0),
-    lambda rng: Flood(nodes=_some(rng), per_s=rng.choice((50.0, 400.0)), **_when(rng, (3.0, 10.0))),
+    lambda rng: Flood(nodes=_some(rng), per_s=rng.choice((50.0, 200.0)), **_when(rng, (2.0, 5.0))),
 )

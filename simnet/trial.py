@@ -16,12 +16,12 @@ from contextlib import nullcontext
 from crdt.log import Batch
 from gossip.events import Event, StateChanged
 from simnet import faults, plants
-from simnet.checkers import Broken, Checkers, Sample
+from simnet.checkers import Broken, Checkers, Sample, waiting_bytes
 from simnet.faults import Step
 from simnet.host import Host
 from simnet.ledger import Reading, Version
 from simnet.link import Name
-from simnet.outcome import Episode, Load, Outcome, Sight, Violation
+from simnet.outcome import Episode, Load, Outcome, Sight, Violation, by_kind
 from simnet.poison import poison
 from simnet.scenario import Scenario
 from simnet.workload import PREFIX, Write, number_of, value, workload
@@ -32,6 +32,7 @@ SEEDS = 3
 """How many nodes everybody else calls."""
 _FLOOD_S = 0.05
 _NONSENSE = 11  # values, one after the other
+_COLLECT = 100_000, 20, 50
 _SAMPLED = 64  # nodes that are looked into each time, in turn
 _LOOKERS = 16  # nodes whose view of the others is sampled for the curve
 
@@ -83,7 +84,8 @@ class Trial:
     def run(self) -> Outcome:
         """Run it all."""
         wall_s, cpu_s = time.perf_counter(), time.process_time()
-        violation = None
+        violation, thresholds = None, gc.get_threshold()
+        gc.set_threshold(*_COLLECT)  # nearly all that a world makes lives as long as it does
         try:
             self._settle()
             self._pass(self.scenario.time.duration_s)
@@ -93,6 +95,7 @@ class Trial:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
             violation = self._fault_of_ours(error)
         finally:
+            gc.set_threshold(*thresholds)
             gc.unfreeze()
         return self._outcome(violation, time.perf_counter() - wall_s, time.process_time() - cpu_s)
 
@@ -391,7 +394,7 @@ class Trial:
             node = host.running
             counters = node.counters
             forked = counters.get("batches_forked", 0)
-            sample = Sample(counters.get("out_bytes", 0), forked, node.longest_queue())
+            sample = Sample(waiting_bytes(counters), forked, node.longest_queue())
             checkers.sampled(self.now_s, host.name, sample)
         replicas = Counter(host.store.fingerprint() for host in running)
         agreed = replicas.most_common(1)[0][1] / len(running) if running else 0.0
@@ -446,6 +449,7 @@ class Trial:
                 "sent_bytes_per_s": _load(self._sent, ran_s),
                 "datagrams_per_s": _load(self._datagrams, ran_s),
             },
+            bytes_by_kind=by_kind(self._counts),
             counts=dict(sorted(self._counts.items())),
             notes=(f"batches that nobody could have kept: {self.checkers.ledger.exempted}",),
         )

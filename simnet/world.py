@@ -17,7 +17,7 @@ from gossip.config import GossipConfig
 from gossip.events import Address, Transmit
 from simnet.host import Host, Watch
 from simnet.link import Conditions, Name, Network
-from simnet.warm import acquaint
+from simnet.warm import acquaint, connect
 
 __all__ = ["Host", "World"]
 
@@ -70,10 +70,10 @@ class World:
             host.start()
         return hosts
 
-    def warm_fleet(self, count: int) -> list[Host]:
-        """Add and start n0, n1, ... that all know each other's claims, but have no links yet.
+    def warm_fleet(self, count: int, *, links: bool = True) -> list[Host]:
+        """Add and start n0, n1, ... that have known each other for long; no node has a seed.
 
-        No node has a seed: that who is lost comes back is not what such a fleet is for.
+        Without `links` they know each other's claims alone, and have still to shake hands.
         """
         gc.unfreeze()
         gc.collect()  # what was frozen with a world that is gone
@@ -81,6 +81,10 @@ class World:
         for host in hosts:
             host.start()
         acquaint([host.running._members for host in hosts], hosts[0].now())
+        if links:
+            met = self.network.conditions
+            rtt_s = 2 * met.delay_s + met.jitter_s
+            connect([host.running for host in hosts], hosts[0].now(), self.rng("links"), rtt_s)
         for host in hosts:
             host.drain()
         gc.freeze()  # a fleet lives as long as its world: collections need not visit all of it

@@ -61,7 +61,7 @@ class Measured:
     def __init__(self, seed: int) -> None:
         self.world = World(seed, standin=True)
         self.world.network.change(delay_s=_DELAY_S, jitter_s=0.0)
-        self.one, self.two = self.world.warm_fleet(2)
+        self.one, self.two = self.world.warm_fleet(2, links=False)
         self.bytes = self.largest = 0
         self.world.tap = self._watch
 

@@ -19,7 +19,7 @@ _SMALL = {"direct_members": 16, "leaf_members": 8}
 def large(seed: int, count: int = 100, run_s: float = 7.0, **config: float) -> World:
     """Return a fleet that is large for its limits and has its links."""
     world = World(seed, GossipConfig(**{**_SMALL, **config}), standin=True)  # type: ignore[arg-type]
-    world.warm_fleet(count)
+    world.warm_fleet(count, links=False)
     world.run(run_s)
     return world
 
@@ -91,7 +91,7 @@ def test_silent_heads_cost_no_repair() -> None:
 
 def test_news_for_who_has_no_link_yet_wait_for_it() -> None:
     world = World(5, standin=True)
-    hosts = world.warm_fleet(5)
+    hosts = world.warm_fleet(5, links=False)
     hosts[0].set_owner("key", 1)
     # persisted, three hops for a handshake, one for the news: no time for a repair
     world.run(0.001 + 4 * 0.0015 + 0.0005)
@@ -100,7 +100,7 @@ def test_news_for_who_has_no_link_yet_wait_for_it() -> None:
 
 def test_what_waits_for_links_is_bounded() -> None:
     world = World(6, standin=True)
-    hosts = world.warm_fleet(60)
+    hosts = world.warm_fleet(60, links=False)
     world.network.silence([host.name for host in hosts[1:]], key="silent")
     for index in range(40):
         hosts[0].set_owner(f"key/{index}", index)
