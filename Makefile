@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
 OPENVINO := .venv-openvino
 FUZZ := .venv-fuzz
+SWEEP := .venv-sweep
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench soak fuzz openvino locks clean
+.PHONY: help venv demo test check format bench soak fuzz openvino sweep locks clean
 
 help:
 	@echo "make demo      three nodes, real footage, one of them is killed (about a minute)"
@@ -17,6 +18,7 @@ help:
 	@echo "make soak      the property tests again, for long"
 	@echo "make fuzz      ten million hostile inputs on each way in (ARGS=100000 for fewer)"
 	@echo "make openvino  a second environment with OpenVINO, for its tests"
+	@echo "make sweep     another with Ray, for simulations on several machines"
 	@echo "make locks     pin the dependencies again"
 
 venv: $(STAMP)
@@ -75,6 +77,13 @@ $(OPENVINO)/.made: locks/openvino.txt
 	@$(OPENVINO)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r locks/openvino.txt
 	@touch $@
 
+sweep: $(SWEEP)/.made
+
+$(SWEEP)/.made: locks/sweep.txt
+	@$(PYTHON) -m venv --clear $(SWEEP)
+	@$(SWEEP)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r locks/sweep.txt
+	@touch $@
+
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
   --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet
 
@@ -85,6 +94,7 @@ locks: $(STAMP)
 	    --output-file locks/$$name.txt || exit 1; \
 	done
 	$(LOCK) --extra fuzz --output-file locks/fuzz.txt
+	$(LOCK) --extra cpu --extra dev --extra sweep --output-file locks/sweep.txt
 
 clean:
-	rm -rf $(VENV) $(OPENVINO) $(FUZZ) .bench build *.egg-info
+	rm -rf $(VENV) $(OPENVINO) $(FUZZ) $(SWEEP) .bench build *.egg-info

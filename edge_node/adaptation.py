@@ -48,9 +48,7 @@ class Adaptation:
             if (quality := self._quality(*way)) <= best
         }
         options = sorted(ways, key=lambda one: -one.quality)
-        choice = self._controller.choose(
-            record.budget_ms, place.finish_ms - place.service_ms, options
-        )
+        choice = self._controller.choose(record.budget_ms, place.before_ms, options)
         record.alternative, record.why_effort = choice.option, choice.reason
         return ways[choice.option]
 

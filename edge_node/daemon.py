@@ -54,6 +54,7 @@ from gossip import (
     StateChanged,
     verify,
 )
+from gossip.sealing import VERSIONS
 from gossip.udp import UdpHost
 
 log = logging.getLogger(__name__)
@@ -74,9 +75,25 @@ class StartError(Exception):
 class Daemon:
     """One node. :meth:`start` brings every part up, :meth:`stop` takes it down in order."""
 
-    def __init__(self, config: Config, on_failure: Callable[[], None]) -> None:
-        """Prepare a node; ``on_failure`` is called when a part of it failed and it has to stop."""
+    def __init__(
+        self,
+        config: Config,
+        on_failure: Callable[[], None],
+        *,
+        gossip: GossipConfig | None = None,
+        versions: tuple[int, int] = VERSIONS,
+        udp: UdpHost | None = None,
+    ) -> None:
+        """Prepare a node; ``on_failure`` is called when a part of it failed and it has to stop.
+
+        Args:
+            gossip: the protocol's tunables, all nodes' alike.
+            versions: of the protocol, the lowest and the highest that this node speaks.
+            udp: what carries the datagrams.
+        """
         self.config = config
+        self.udp = udp or UdpHost()
+        self._protocol = gossip or GossipConfig(), versions
         self.failed = False
         self._on_failure = on_failure
         self.started = clock.now()
@@ -132,7 +149,8 @@ class Daemon:
         state_dir = self.config.node.state_dir
         self.identity = load_or_create_identity(state_dir)
         secret = load_secret(self.config.fleet.secret_file)
-        self.journal = Journal.open(state_dir, origin=self.identity.node_id)
+        wall_s = clock.now().wall_ms / 1e3
+        self.journal = Journal.open(state_dir, origin=self.identity.node_id, wall_s=wall_s)
         self._ends.push_async_callback(self.journal.close)
         self.keys = FleetKeys.open(state_dir, secret, clock.now())
         self._ends.push_async_callback(self.keys.save)
@@ -152,11 +170,12 @@ class Daemon:
 
     def _build(self) -> None:
         config = self.config
+        tunables, versions = self._protocol
         self.gossip = GossipNode(
             self.identity,
             self.keys.ring,
             self.store,
-            GossipConfig(),
+            tunables,
             self.rng,
             boot=self.boot,
             incarnation=self.journal.start.incarnation,
@@ -164,9 +183,9 @@ class Daemon:
             now=clock.now(),
             known=lambda node: node in self.keys.comrades,
             revoked=lambda node: is_revoked(self.store, node),
+            versions=versions,
         )
         self.directory = Directory(self.store, self.gossip)
-        self.udp = UdpHost()
         self.writes = Writes(self.store, self.journal, self.gossip, self.udp.kick, self.counters)
         self.peers = Peers(
             Signer(self.identity.node_id, self.boot, self.keys.ring),

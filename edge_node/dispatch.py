@@ -20,17 +20,13 @@ from edge_node.fleet.planner import Planner
 from edge_node.foresight import Foresight
 from edge_node.metrics import Counters
 from edge_node.placement.baselines import blind, round_robin
-from edge_node.placement.budget import Budget, BudgetSpent
+from edge_node.placement.budget import Budget, BudgetSpent, patience_ms
 from edge_node.placement.choose import Decision, bounce, choose
 from edge_node.placement.view import FleetView, Option
 from edge_node.placement.warmth import Warmth
 from edge_node.pool import WorkerPool
 from edge_node.workers import Effort, Inference, ModelError, Shed, WorkerHandle
 from models.wire import ALONE, SHORT
-
-REUSES = 0.8  # mean work of the frames of an agent that gains by staying where it is
-FORWARD_MIN_MS = 600.0  # a forward is given at least this long,
-FORWARD_MAX_MS = 5_000.0  # and no longer than this or than is left, whatever a peer says of itself
 
 SUBMITTED = f"{ALONE}infer"
 """What stands for the agent of a task that came through the API."""
@@ -141,9 +137,6 @@ class Dispatch:
             ),
         )
 
-    def _reuses(self, record: Record) -> bool:
-        return self.warmth.factor(record.agent) < REUSES
-
     def _note_work(self, record: Record) -> None:
         """Learn where the agent's next frame finds something to reuse, and what that saves."""
         place = record.decision.option if record.decision else None
@@ -163,11 +156,13 @@ class Dispatch:
         now_s, kind, tier = time.monotonic(), record.digest[:SHORT], record.tier
         here = None
         if worker is not None and (service_ms := worker.service_ms.get(record.digest)) is not None:
-            here = Option(None, worker.waits_ms[tier - 1], service_ms)
+            here = self._at(Option(None, worker.waits_ms[tier - 1], service_ms), record, now_s)
 
         def ask(node: bytes) -> Option | None:
             option = self._view.option(node, kind, tier, now_s)
-            return self._foresight.foreseen(option, record.way) if option else None
+            if option is None:
+                return None
+            return self._foresight.foreseen(self._at(option, record, now_s), record.way)
 
         if self.policy == "affinity":
             here = self._foresight.foreseen(here, record.way) if here else None
@@ -180,7 +175,7 @@ class Dispatch:
                 reach,
                 ask,
                 self._rng,
-                reuses=self._reuses(record),
+                reuses=self.warmth.reuses(record.agent),
             )
             if decision.option is None and here is not None:
                 decision = Decision(here, "here", (here,))
@@ -194,6 +189,11 @@ class Dispatch:
             return blind(here, peers, ask, self._rng)
         self._turn += 1
         return round_robin(self._turn, here, peers, ask)
+
+    def _at(self, option: Option, record: Record, now_s: float) -> Option:
+        """Return a place as it is for an agent's next frame, which may find something to reuse."""
+        share = self.warmth.share(record.agent, option.node, now_s)
+        return option if share == 1.0 else replace(option, share=share)
 
     async def _forward(
         self, work: Work, record: Record, budget: Budget, there: Option
@@ -213,16 +213,15 @@ class Dispatch:
         node, sent_s = there.node, time.monotonic()
         digest, effort = record.way
         assert node is not None
-        # Patience in proportion to what was predicted, so that slow peers are not written off.
         left_ms = budget.remaining_ms(sent_s)
-        timeout_ms = max(FORWARD_MIN_MS, min(2 * there.finish_ms, max(FORWARD_MAX_MS, left_ms)))
+        timeout_ms = patience_ms(there.finish_ms, left_ms)
         given = budget.split(sent_s, ms=min(timeout_ms, left_ms))
         request = {
             "agent": record.agent,
             "frame": record.frame,
             "digest": digest,
             "effort": effort,
-            "budget_ms": given.for_wire(sent_s),
+            "budget_ms": given.for_wire(sent_s, there.network_ms),
             "tier": record.tier,
             "bounced": bounced,
             "image": jpeg,

@@ -8,6 +8,8 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import uvloop
 
@@ -17,10 +19,11 @@ from edge_node.daemon import Daemon, StartError
 log = logging.getLogger(__name__)
 
 
-async def _run(config: Config) -> int:
+async def serve(make: Callable[[Callable[[], None]], Daemon]) -> int:
+    """Run the daemon that ``make`` returns, given its ``on_failure``; return the exit status."""
     loop = asyncio.get_running_loop()
     ended, reload_wanted = asyncio.Event(), asyncio.Event()
-    daemon = Daemon(config, on_failure=ended.set)
+    daemon = make(ended.set)
     handled = {signal.SIGTERM: ended, signal.SIGINT: ended, signal.SIGHUP: reload_wanted}
     for number, wanted in handled.items():
         loop.add_signal_handler(number, wanted.set)
@@ -58,4 +61,4 @@ def main(config: Config) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s"
     )
-    return uvloop.run(_run(config))
+    return uvloop.run(serve(partial(Daemon, config)))

@@ -263,7 +263,7 @@ class Station:
         return [worker for worker in self.pool.living if self.release.digest in worker.loaded]
 
     def _living(self) -> dict[bytes, Capacity]:
-        return self.load.capacities(frozenset(self._directory.living()))
+        return self.load.capacities(self._directory.living())
 
     # Running
 
@@ -315,7 +315,7 @@ class Station:
             self.hosts.host_of,
             self.tiers.tier_of,
             self.dispatch.warmth.factor,
-            self.release.digest,
+            lambda _: self.release.digest,
             self._living(),
             time.monotonic(),
         )

@@ -104,10 +104,13 @@ class Link:
 
     def resend_after_s(self, tries: int, now: Instant) -> float:
         """Return how long the acknowledgement of an item's n-th try may take."""
-        usual_s = (self.latency.bound_s(now.mono_s) or _FIRST_RTT_S) + self.config.ack_delay_s
+        known_s = self.latency.bound_s(now.mono_s)
+        usual_s = (known_s or _FIRST_RTT_S) + self.config.ack_delay_s
         usual_s = max(self.config.resend_floor_s, usual_s) + self.pause_s
-        if tries > _STEADY_TRIES:
-            usual_s *= 1 << (tries - _STEADY_TRIES)
+        # a peer of which nothing is known may be slow: each silence makes that likelier
+        patient = tries - (_STEADY_TRIES if known_s else 1)
+        if patient > 0:
+            usual_s *= 1 << patient
         return min(_MAX_RESEND_S, usual_s)
 
     def paused(self, pause_s: float, now: Instant) -> None:

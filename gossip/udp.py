@@ -38,6 +38,8 @@ class UdpHost:
         self._timer: asyncio.TimerHandle | None = None
         self._deadline_s = 0.0
         self._read_s = 0.0
+        self._empty_s = 0.0  # when nothing waited in the socket any more
+        self._more = False  # whether something probably waits there
         self._flush_handle: asyncio.Handle | None = None
         self._persister: asyncio.Task[None] | None = None
         self._to_persist: asyncio.Queue[Batch] = asyncio.Queue()
@@ -121,19 +123,30 @@ class UdpHost:
     def _read(self) -> None:
         """Take what has come: one datagram, or many where they come close together."""
         now = self._clock()
-        count = _BURST_DATAGRAMS if now.mono_s - self._read_s < _BURST_S else 1
+        if not self._more and now.mono_s - self._read_s >= _BURST_S:
+            self._empty_s, count = now.mono_s, 1
+        else:
+            count = _BURST_DATAGRAMS
+        burst = count > 1
+        self._more = False
         while count and self._socket is not None:
             count -= 1
             try:
                 data, addr = self._socket.recvfrom(_MAX_BYTES)
             except (BlockingIOError, InterruptedError):
+                self._empty_s = now.mono_s
                 break
             except OSError:  # what became of something sent earlier
                 self._count_error()
                 continue
             source = addr[0].removeprefix(_MAPPED), addr[1]
             self._node.receive_datagram(data, source, self._clock())
-        self._read_s = self._clock().mono_s
+        else:
+            self._more = burst
+        now = self._clock()
+        self._read_s = now.mono_s
+        if self._more:  # what is read next has waited since nothing did, or nearly
+            self._node.slow(now.mono_s - self._empty_s, now)
         self._flush()
 
     def _flush(self) -> None:

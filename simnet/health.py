@@ -91,8 +91,8 @@ class Health:
     def stopped(self, at_s: float, name: Name) -> None:
         """Take note of a node that is gone."""
         self._running.pop(name, None)
-        others = {one for one in self._running if self.healthy(one, at_s)}
-        if others and len(others) == len(self._running):
+        others = {one for one in self._running if self.reachable(one)}
+        if others and all(self.healthy(one, at_s) for one in others):
             self._unnoticed[name] = at_s, others
         for gone, (begun_s, waiting) in list(self._unnoticed.items()):
             waiting.discard(name)

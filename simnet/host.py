@@ -74,6 +74,8 @@ class Host:
         self._run = 0
         self._timer_s = inf  # when the timer that counts goes off; never later than needed
         self._free_s = 0.0  # when what came before has been dealt with
+        self._empty_s = 0.0  # when nothing waited any more
+        self._unread = 0  # datagrams read since
         self._waiting: deque[tuple[bytes, Address]] = deque()
         self._to_persist: deque[Batch] = deque()
         self._commit_s = 0.0
@@ -258,6 +260,12 @@ class Host:
         if self.paused:
             self._waiting.append((data, source))
             return
+        self._unread += 1
+        if self._free_s <= self.world.now_s:
+            self._unread, self._empty_s = 0, self.world.now_s
+        elif self._unread >= _BURST_DATAGRAMS:  # as gossip.udp tells after so many
+            self._unread = 0
+            self.node.slow(self.world.now_s - self._empty_s, self.now())
         self.node.receive_datagram(data, source, self.now())
         self.drain()
 

@@ -174,7 +174,9 @@ class Ledger:
     def _expectations(self) -> "_Expected":
         """Return what everybody should read. O(entries)."""
         owners: dict[tuple[bytes, str], int] = {}
-        registers: dict[tuple[str, bytes], int] = {}  # an origin's older ones are in nobody's way
+        # the newest alone: its author may have let go of earlier ones, though others, whose clocks
+        # are behind, do not show it yet
+        registers: dict[str, tuple[int, bytes]] = {}
         elements: set[tuple[str, int]] = set()
         for origin, batches in self._acked.items():
             for version, batch in batches.items():
@@ -187,8 +189,8 @@ class Ledger:
                         about = origin, entry.key
                         owners[about] = max(number_of(entry.value), owners.get(about, 0))
                     elif isinstance(entry, RegisterEntry):
-                        place = entry.key, origin
-                        registers[place] = max(entry.timestamp, registers.get(place, 0))
+                        stamp = entry.timestamp, origin
+                        registers[entry.key] = max(stamp, registers.get(entry.key, stamp))
                     elif isinstance(entry, AddEntry) and isinstance(entry.element, int):
                         elements.add((entry.key, entry.element))
         return _Expected(owners, registers, sorted(elements - self._removing.keys()))
@@ -198,7 +200,7 @@ class Ledger:
             found = reading.owners.get((origin, key), 0)
             if found < number:
                 yield f"{name} reads {key} of {self._name(origin)} as {found}, not {number}"
-        for (key, origin), timestamp in expected.registers.items():
+        for key, (timestamp, origin) in expected.registers.items():
             shown = reading.registers.get(key, (0, b"", 0))
             if timestamp <= reading.horizon and shown[:2] < (timestamp, origin):
                 later = f"{self._name(origin)} wrote a later one"
@@ -215,5 +217,5 @@ class _Expected(NamedTuple):
     """What must be read at least: numbers, timestamps, elements."""
 
     owners: Mapping[tuple[bytes, str], int]
-    registers: Mapping[tuple[str, bytes], int]
+    registers: Mapping[str, tuple[int, bytes]]
     elements: list[tuple[str, int]]

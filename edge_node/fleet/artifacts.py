@@ -14,6 +14,11 @@ MAX_ARTIFACT_BYTES = 4 * 2**20
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
+def is_digest(text: str) -> bool:
+    """Tell whether a text may name an artifact."""
+    return _NAME.fullmatch(text) is not None
+
+
 class ArtifactsFull(Exception):
     """The folder has no room for another artifact."""
 
@@ -45,7 +50,7 @@ class Artifacts:
 
     def get(self, digest: str) -> bytes | None:
         """Return an artifact's bytes, None if it is not held."""
-        if not _NAME.fullmatch(digest):
+        if not is_digest(digest):
             return None
         path = self._folder / digest
         try:
@@ -59,7 +64,7 @@ class Artifacts:
 
     def drop(self, digest: str) -> None:
         """Remove an artifact, if it is held."""
-        if _NAME.fullmatch(digest):
+        if is_digest(digest):
             (self._folder / digest).unlink(missing_ok=True)
 
     def digests(self) -> list[str]:
@@ -69,4 +74,4 @@ class Artifacts:
     def _paths(self) -> list[Path]:
         if not self._folder.is_dir():
             return []
-        return [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
+        return [path for path in self._folder.iterdir() if is_digest(path.name)]

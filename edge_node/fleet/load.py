@@ -4,14 +4,14 @@ Owns the shape of the volatile key ``load`` and of the owner record ``node``. Ne
 anything with them. Invariant: a malformed report of a peer counts for nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import inf
+from typing import Any, Protocol
 
 from crdt import Instant, Store, Value
 from edge_node.metrics import Counters
 from edge_node.placement.view import IDLE, FleetView, Waits
-from edge_node.pool import WorkerPool
 from gossip import GossipNode
 from models.accelerators import PROVIDERS
 from models.wire import SHORT
@@ -23,6 +23,9 @@ LEAST_MS = 0.1
 
 LEAST_FACTOR = 0.02
 """Least mean work of a node's frames in full passes that counts."""
+
+REFRESH_S = 4.0
+"""After so long an unchanged report is told again, lest it count as stale (``placement.view``)."""
 
 MAX_DIGESTS = 8
 """Models in a report, so that it always fits beside a probe."""
@@ -51,6 +54,26 @@ class Capacity:
         return self.draining or self.hot
 
 
+class Worker(Protocol):
+    """What a report tells of an accelerator."""
+
+    @property
+    def waits_ms(self) -> Waits: ...
+    @property
+    def service_ms(self) -> Mapping[str, float]: ...
+    @property
+    def loaded(self) -> frozenset[str]: ...
+    @property
+    def queue_length(self) -> int: ...
+
+
+class Pool(Protocol):
+    """Where the accelerators are found."""
+
+    @property
+    def living(self) -> Sequence[Worker]: ...
+
+
 class Load:
     """This node's report, and the peers' reports on their way into the view."""
 
@@ -58,7 +81,7 @@ class Load:
         self,
         store: Store,
         gossip: GossipNode,
-        pool: WorkerPool,
+        pool: Pool,
         counters: Counters,
         digest: Callable[[], str],
     ) -> None:
@@ -69,6 +92,11 @@ class Load:
         self._counters = counters
         self._digest = digest
         self._number = 0
+        self._told: dict[str, Value] = {}
+        self._told_s = -inf
+        self._heard: dict[bytes, dict[str, Any]] = {}
+        self._capacities: dict[bytes, Capacity] = {}
+        self._generation = -1
         self.factor = 1.0
         """Mean work of this node's frames in full passes, told to the peers."""
         self.closed = False
@@ -108,13 +136,30 @@ class Load:
         return max(LEAST_FACTOR, float(value))
 
     def exchange(self, view: FleetView, now: Instant) -> None:
-        """Give this node's report to gossip, and take the peers' reports into ``view``."""
-        self._number += 1
-        self._gossip.set_volatile("load", {"n": self._number, **self.own()}, now)
+        """Give this node's report to gossip, and take the peers' reports into ``view``.
+
+        What has not changed is told again only now and then, and never if there is nothing to do
+        here: nobody asks such a node. O(members), with a small factor while nothing is new.
+        """
+        own = self.own()
+        stale = bool(own["service_ms"]) and now.mono_s - self._told_s >= REFRESH_S
+        if own != self._told or stale:
+            self._number += 1
+            self._told, self._told_s = own, now.mono_s
+            self._gossip.set_volatile("load", {"n": self._number, **own}, now)
+        heard = {node: load for node in self._gossip.alive() if (load := self.of(node)) is not None}
+        heard.pop(self._store.origin, None)
+        news = {node for node, load in heard.items() if load is not self._heard.get(node)}
+        self._heard = heard
+        if news:
+            self._take(news, view, now)
+
+    def _take(self, news: Collection[bytes], view: FleetView, now: Instant) -> None:
+        """Take the reports of some members into the view. O(members)."""
         for member in self._gossip.members():
-            load = self.of(member.node_id) if member.state == "alive" else None
-            if load is None:
+            if member.node_id not in news:
                 continue
+            load = self._heard[member.node_id]
             waits_ms, service_ms = waits_of(load.get("waits_ms")), times_of(load.get("service_ms"))
             if waits_ms is not None:
                 number = (member.incarnation, load.get("n"))
@@ -123,13 +168,20 @@ class Load:
                     member.node_id, number, waits_ms, service_ms, network_ms, now.mono_s
                 )
 
-    def capacities(self, living: frozenset[bytes]) -> dict[bytes, Capacity]:
-        """Return what the ``living`` nodes published of their capacity."""
-        found = {}
-        for node, key, record in self._store.owners("node"):
-            if key == "node" and node in living and isinstance(record, dict):
-                found[node] = _capacity(record)
-        return found
+    def capacities(self, living: Iterable[bytes]) -> dict[bytes, Capacity]:
+        """Return what the ``living`` nodes published of their capacity.
+
+        O(records) after a change of the replica, O(living) until the next.
+        """
+        if self._generation != self._store.generation:
+            self._generation = self._store.generation
+            self._capacities = {
+                node: _capacity(record)
+                for node, key, record in self._store.owners("node")
+                if key == "node" and isinstance(record, dict)
+            }
+        known = self._capacities
+        return {node: known[node] for node in living if node in known}
 
 
 def waits_of(value: object) -> Waits | None:
@@ -175,7 +227,7 @@ def _providers(accelerators: object) -> tuple[str, ...]:
     listed = accelerators if isinstance(accelerators, list) else ()
     named = (one.get("provider") for one in listed if isinstance(one, dict))
     # Each name makes a type of its own in every plan.
-    return tuple(name if name in PROVIDERS else "other" for name in named)
+    return tuple(name if isinstance(name, str) and name in PROVIDERS else "other" for name in named)
 
 
 def _clamped(value: object) -> float:

@@ -68,32 +68,45 @@ class Planner:
         host_of: Callable[[AgentSpec], bytes],
         tier_of: Callable[[str], int],
         factor_of: Callable[[str], float],
-        digest: str,
+        digest_of: Callable[[AgentSpec], str],
         living: Mapping[bytes, Capacity],
         now_s: float,
     ) -> None:
-        """Make the plan of this epoch.
+        """Make the plan of this epoch, off the event loop; see :meth:`inputs`."""
+        given = self.inputs(specs, host_of, tier_of, factor_of, digest_of, living, now_s)
+        self.adopt(await asyncio.to_thread(plan, *given), given[1], living)
+
+    def inputs(
+        self,
+        specs: Mapping[str, AgentSpec],
+        host_of: Callable[[AgentSpec], bytes],
+        tier_of: Callable[[str], int],
+        factor_of: Callable[[str], float],
+        digest_of: Callable[[AgentSpec], str],
+        living: Mapping[bytes, Capacity],
+        now_s: float,
+    ) -> tuple[list[Stream], list[Seat], dict[str, bytes]]:
+        """Return what the plan of this epoch is made from: streams, seats, present places.
 
         Args:
             host_of: the node that decodes an agent's camera.
             factor_of: mean work of an agent's frames in full passes, for agents of this node.
-            digest: the model that the fleet runs.
+            digest_of: the model that answers an agent.
             living: what the nodes believed alive published, this one included.
         """
         own = [factor_of(name) for name, spec in specs.items() if host_of(spec) == self._node_id]
         self._load.factor = max(LEAST_FACTOR, sum(own) / len(own)) if own else 1.0
         seats = self._read_seats(living, now_s)
+        told = {node: self._load.factor_of(node) for node in living}
         streams = [
             Stream(
                 name,
-                digest[:SHORT],
+                digest_of(spec)[:SHORT],
                 tier_of(name),
                 spec.fps,
                 spec.deadline_ms,
                 host,
-                max(LEAST_FACTOR, factor_of(name))
-                if host == self._node_id
-                else self._load.factor_of(host),
+                max(LEAST_FACTOR, factor_of(name)) if host == self._node_id else told[host],
             )
             for name, spec in specs.items()
             if (host := host_of(spec)) in living
@@ -102,7 +115,11 @@ class Planner:
         moved, self._moved = self._moved, {}
         for agent, node in moved.items():
             current[agent] = self._node_id if node is None else node
-        self.plan = await asyncio.to_thread(plan, streams, seats, current)
+        return streams, seats, current
+
+    def adopt(self, made: Plan, seats: list[Seat], living: Mapping[bytes, Capacity]) -> None:
+        """Follow a plan from now on; ``seats`` and ``living`` are what it was made from."""
+        self.plan = made
         self._seats, self._reach, self._living = seats, {}, living
         self._own_type = next((seat.type for seat in seats if seat.node == self._node_id), "")
 
@@ -114,7 +131,7 @@ class Planner:
             count = TARGET * max(1, len(capacity.providers))
             peer = self._view.peers.get(node)
             late_ms = peer.late_ms(now_s) if peer else 0.0
-            seats.append(Seat(node, _type(capacity, times), capacity.zone, times, count, late_ms))
+            seats.append(Seat(node, type_of(capacity, times), capacity.zone, times, count, late_ms))
         return seats
 
     def _times(self, node: bytes) -> dict[str, float]:
@@ -126,7 +143,7 @@ class Planner:
         return {kind: ms for kind, ms in times.items() if ms > 0}
 
 
-def _type(capacity: Capacity, times: Mapping[str, float]) -> str:
+def type_of(capacity: Capacity, times: Mapping[str, float]) -> str:
     """Return what a node counts as: its provider, and how fast it is in steps of two."""
     provider = capacity.providers[0] if capacity.providers else "none"
     return f"{provider} {round(math.log2(min(times.values())))}" if times else provider

@@ -20,7 +20,7 @@ import msgpack
 from crdt import Store, Value
 from crdt.values import MAX_VALUE_BYTES, encode_value
 from edge_node import clock
-from edge_node.fleet.artifacts import MAX_ARTIFACT_BYTES, Artifacts
+from edge_node.fleet.artifacts import MAX_ARTIFACT_BYTES, Artifacts, is_digest
 from edge_node.fleet.peers import PeerError, Peers
 from edge_node.fleet.writes import Writes
 
@@ -157,7 +157,7 @@ def _digest_of(value: Value) -> str | None:
         return None
     digest, size = value[_REFERENCE], value.get("size_bytes")
     good = isinstance(digest, str) and isinstance(size, int) and size <= MAX_ARTIFACT_BYTES
-    return str(digest) if good else None
+    return str(digest) if good and is_digest(str(digest)) else None
 
 
 def _ranked(digest: str, nodes: Iterable[bytes]) -> list[bytes]:

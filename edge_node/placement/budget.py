@@ -9,8 +9,24 @@ come to more than was granted; a budget cannot be copied, pickled or brought bac
 import math
 from typing import NoReturn, SupportsIndex
 
+WAY_SHARE = 0.5
+"""Of what is sent, at most, that is kept back for the way: what is known of it may be wrong."""
+
 MAX_MS = 3_600_000.0
 """No request is given longer; a peer that says so errs."""
+
+
+FORWARD_MIN_MS, FORWARD_MAX_MS = 600.0, 5_000.0
+"""A forward is given at least this long, and no longer than this or than is left of its budget,
+whatever a peer says of itself."""
+
+
+def patience_ms(predicted_ms: float, left_ms: float) -> float:
+    """Return how long an answer is waited for that was predicted to take so long.
+
+    In proportion, so that slow peers are not written off.
+    """
+    return max(FORWARD_MIN_MS, min(2 * predicted_ms, max(FORWARD_MAX_MS, left_ms)))
 
 
 class BudgetSpent(ValueError):
@@ -104,8 +120,11 @@ class Budget:
         child._left_ms = 0.0
         self._left_ms = self.remaining_ms(now_s) + back_ms
 
-    def for_wire(self, now_s: float) -> float:
+    def for_wire(self, now_s: float, way_ms: float = 0.0) -> float:
         """Spend everything left; return it in milliseconds, to be sent with the request.
+
+        The receiver's time begins when it has the request: ``way_ms``, what the way there and back
+        is likely to take, is kept back, or the time would be longer than it was granted for.
 
         Raises:
             BudgetSpent: nothing is left.
@@ -113,7 +132,7 @@ class Budget:
         left_ms = self.remaining_ms(now_s)
         self._check(left_ms, now_s)
         self._left_ms, self._sent_ms = 0.0, left_ms
-        return left_ms
+        return left_ms - min(way_ms, WAY_SHARE * left_ms)
 
     def refused(self, now_s: float) -> None:
         """Take back what was sent, for a peer that said no; one that is silent may be at work.

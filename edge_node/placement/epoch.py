@@ -11,9 +11,10 @@ first, each where it costs least; then each may move once more, now that all are
 """
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
+from operator import itemgetter
 
 from edge_node.placement.choose import Reach
 from edge_node.placement.fluid import Shares, shares
@@ -141,6 +142,7 @@ def reach(plan: Plan, seats: Iterable[Seat], home: bytes, kind: str) -> Reach:
     return Reach(tuple(near[:REACH_ZONE]), tuple(far[:REACH_FLEET]))
 
 
+_SEAT: Callable[[tuple[float, int]], int] = itemgetter(1)
 _STARTS = (0.0, *(end for end, _ in STEPS[:-1]))
 _ENDS = [end for end, _ in STEPS]
 _SLOPES = [FULL_MS * slope for _, slope in STEPS]
@@ -173,13 +175,19 @@ class _Placing:
         self.shares = self._fluid(kinds)
         self._priced = {kind: self._prices(kind) for kind in kinds}
         self._zones = [seat.zone for seat in seats]
+        self._capacity = [1e3 * seat.capacity for seat in seats]  # in ms of work per second
+        self._ways: dict[int, list[float]] = {}
         self._types = [seat.type for seat in seats]
         self._near: dict[tuple[str, str], list[tuple[float, int]]] = {}
         self._far: dict[str, list[tuple[float, int]]] = {}
         for at, seat in enumerate(seats):
             self._near.setdefault((seat.zone, seat.type), []).append((0.0, at))
             self._far.setdefault(seat.type, []).append((0.0, at))
-        self._of_type = sorted(self._far.items())
+        self._of_type = [row for _, row in sorted(self._far.items())]
+        self._of_zone = {
+            zone: [row for (its, _), row in sorted(self._near.items()) if its == zone]
+            for zone in sorted(set(self._zones))
+        }
 
     def _demand(self) -> list[float]:
         least = {kind: min(times, default=inf) for kind, times in self._service.items()}
@@ -213,7 +221,7 @@ class _Placing:
             return
         one = self.streams[index]
         seat = self.seats[at]
-        work = one.rate_hz * one.factor * self._service[one.kind][at] / (1e3 * seat.capacity)
+        work = one.rate_hz * one.factor * self._service[one.kind][at] / self._capacity[at]
         for row in (self._near[seat.zone, seat.type], self._far[seat.type]):
             del row[bisect_left(row, (self.load[at], at))]
         self.load[at] = max(0.0, self.load[at] + sign * work)
@@ -231,22 +239,20 @@ class _Placing:
         service = self._service[one.kind]
         priced = self._priced[one.kind] if one.tier > 1 else service
         home = self.index.get(one.home, -1)
-        zone = self._zones[home] if home >= 0 else None
-        rate, weight = one.rate_hz * one.factor / 1e3, WEIGHTS[one.tier - 1]
+        ways, loads, costs, capacity = self._ways_from(home), self.load, self._cost, self._capacity
+        rate, weight = one.rate_hz * one.factor, WEIGHTS[one.tier - 1]
         limit_ms = LATE * one.deadline_ms
         found, least = -1, inf
-        for at in self._candidates(zone, (home, stay, present)):
-            if service[at] == inf:
+        for at in self._candidates(home, stay, present):
+            run_ms = service[at]
+            if run_ms == inf:
                 continue
-            way_ms = (
-                0.0 if at == home else SAME_ZONE_MS if self._zones[at] == zone else OTHER_ZONE_MS
-            )
-            load = self.load[at] + rate * service[at] / self.seats[at].capacity
+            way_ms = ways[at]
+            load = loads[at] + rate * run_ms / capacity[at]
             step = bisect_right(_ENDS, load)
-            way_ms += self.seats[at].late_ms
-            cost = weight * (priced[at] + way_ms) - self._cost[at]
+            cost = weight * (priced[at] + way_ms) - costs[at]
             cost += _BASES[step] + _SLOPES[step] * (load - _STARTS[step])
-            if service[at] + way_ms > limit_ms:
+            if run_ms + way_ms > limit_ms:
                 cost += weight * LATE_MS
             if at == stay:
                 cost *= STICKINESS
@@ -254,10 +260,24 @@ class _Placing:
                 found, least = at, cost
         return found
 
-    def _candidates(self, zone: str | None, named: tuple[int, ...]) -> set[int]:
-        found = {at for at in named if at >= 0}
-        for type_, row in self._of_type:
-            found.update(at for _, at in row[:ANYWHERE])
-            if zone is not None and (near := self._near.get((zone, type_))) is not None:
-                found.update(at for _, at in near[:IN_ZONE])
+    def _ways_from(self, home: int) -> list[float]:
+        """Return what the way to each seat and back is taken to cost, lateness included."""
+        found = self._ways.get(home)
+        if found is None:
+            zone = self._zones[home] if home >= 0 else None
+            found = [
+                (0.0 if at == home else SAME_ZONE_MS if seat.zone == zone else OTHER_ZONE_MS)
+                + seat.late_ms
+                for at, seat in enumerate(self.seats)
+            ]
+            self._ways[home] = found
+        return found
+
+    def _candidates(self, home: int, stay: int, present: int) -> set[int]:
+        found = {home, stay, present}
+        for row in self._of_type:
+            found.update(map(_SEAT, row[:ANYWHERE]))
+        for row in self._of_zone[self._zones[home]] if home >= 0 else ():
+            found.update(map(_SEAT, row[:IN_ZONE]))
+        found.discard(-1)
         return found

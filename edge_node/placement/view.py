@@ -64,11 +64,18 @@ class Option:
     network_ms: float = 0.0
     late_ms: float = 0.0
     """How much later than it makes believe its answers have been."""
+    share: float = 1.0
+    """Of a full pass, which ``service_ms`` is, that the frame is likely to need there."""
+
+    @property
+    def before_ms(self) -> float:
+        """Predicted time that is not spent on the frame itself."""
+        return self.network_ms + self.wait_ms + self.late_ms
 
     @property
     def finish_ms(self) -> float:
         """Predicted time from now until the answer is back."""
-        return self.network_ms + self.wait_ms + self.service_ms + self.late_ms
+        return self.before_ms + self.share * self.service_ms
 
 
 @dataclass(slots=True)

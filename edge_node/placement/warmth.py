@@ -11,6 +11,9 @@ from dataclasses import dataclass
 WARM_S = 3.0
 """How long after a frame a place counts as warm for the agent's next one."""
 
+REUSES = 0.8
+"""Mean work of the frames of an agent below which it gains by staying where it is."""
+
 FACTOR_GAIN = 0.05
 """Weight of the newest frame in an agent's mean work."""
 
@@ -35,10 +38,18 @@ class Warmth:
         known = self._agents.get(agent)
         return known.factor if known is not None else 1.0
 
+    def reuses(self, agent: str) -> bool:
+        """Tell whether an agent's frames gain by going where its earlier ones went."""
+        return self.factor(agent) < REUSES
+
     def is_warm(self, agent: str, place: Hashable, now_s: float) -> bool:
         """Tell whether a place may reuse what it computed for an agent's earlier frames."""
         known = self._agents.get(agent)
         return known is not None and known.place == place and now_s - known.answered_s < WARM_S
+
+    def share(self, agent: str, place: Hashable, now_s: float) -> float:
+        """Return what an agent's next frame is likely to take at a place, in full passes."""
+        return self.factor(agent) if self.is_warm(agent, place, now_s) else 1.0
 
     def answered(self, agent: str, place: Hashable, work: float, now_s: float) -> None:
         """Take a frame that was answered somewhere with so much work, in full passes.

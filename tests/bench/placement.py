@@ -1,10 +1,10 @@
 """A city that nobody directs, and what it is compared with: `make bench-placement`.
 
-Scenario S1 (simnet/scenarios/s1.toml) in virtual time around the daemon's own placement functions,
-queue and views: fifty emulated nodes, 100 to 400 cameras at 12 Hz. The same frames, noise, bursts
-and throttling meet every policy (common random numbers). DSR is the share of the demand answered
-within its deadline. Figures with a target are means of the scenario's twelve seeds, where the note
-names no others.
+Scenario S1 (simnet/scenarios/city.toml) in the simulated world, where the daemon's own gossip,
+store, plans, budgets, queues and views run: fifty nodes, 100 to 400 cameras at 12 Hz. The same
+frames, noise, bursts and throttling meet every policy (common random numbers). DSR is the share of
+the demand answered within its deadline. Figures with a target are means of twelve seeds, where the
+note names no others. A centre sees everything, and has no gossip.
 
 Policies: ours; the naive baseline (the same code path with the mechanisms off: any task costs the
 same anywhere, two random choices on stale views, first come first served, output cache); the fair
@@ -20,17 +20,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
-from simnet.city import City
-from simnet.city_decide import FAIR, NAIVE, OURS, Policy
-from simnet.city_load import Load
-from simnet.city_scenario import SCENARIOS, Scenario, load
+from simnet.city import alone
+from simnet.city.load import Load
+from simnet.city.policy import FAIR, NAIVE, OURS, Policy
+from simnet.city.scenario import CityScenario
+from simnet.scenario import Scenario, load
 from tests.bench import affinity, placement_bound
 from tests.bench.placement_bound import slope
 from tests.bench.placement_central import schedule
 from tests.bench.report import Figure, report
 
-S1 = load(SCENARIOS / "s1.toml")
-SEEDS = S1.seeds
+S1 = load("city")
+SEEDS = tuple(range(1, 13))
 EMULATED = f"emulated; mean of {len(SEEDS)} seeds"
 FEW = SEEDS[:3]
 OF_FEW = f"emulated; mean of seeds {', '.join(map(str, FEW))}"
@@ -38,14 +39,13 @@ ONE_SEED = f"emulated; seed {SEEDS[0]}"
 
 CENTRES = {name: Policy(centre=name) for name in ("fresh", "best", "batch")}
 BLIND = replace(CENTRES["batch"], knows_reuse=False)
-EVEN = {name: 1 / len(S1.reuse.mix) for name in S1.reuse.mix}
 
 # The three mechanisms, as they stand in the rows of all combinations.
 LETTERS = ("cache", "coordination", "affinity")
-COMBINED_AT = (50, 100, 150, 200, 250)
-GOSSIP_MS = (50.0, 200.0, 1000.0, 4000.0)
+COMBINED_AT = (50, 150, 250)
+REPORTS_S = (0.2, 0.5, 2.0, 4.0)
 DEATHS_AT, DEATH_S, DEAD_SHARE = 150, 4.0, 1 / 6
-DECIDED_AT = (100, 200, 400, 800, 1600)
+DECIDED_AT = (100, 200, 400)
 CAP_MS = 5_000.0  # what an unanswered frame counts for in mean latencies
 
 
@@ -56,7 +56,7 @@ class Job:
     cameras: int
     policy: Policy = OURS
     seed: int = SEEDS[0]
-    gossip_ms: float = S1.gossip.period_ms
+    reports_s: float = S1.gossip.volatile_interval_s
     even_clips: bool = False
     dies: bool = False
 
@@ -74,25 +74,28 @@ class Result:
     frames: int
 
 
-def scenario(job: Job) -> Scenario:
-    """Return S1 as this run wants it."""
-    found = replace(
-        S1,
-        cameras=replace(S1.cameras, count=job.cameras),
-        gossip=replace(S1.gossip, period_ms=job.gossip_ms),
-    )
-    return replace(found, reuse=replace(S1.reuse, mix=EVEN)) if job.even_clips else found
+def sized(cameras: int, *, nodes: int = S1.nodes, even_clips: bool = False) -> Scenario:
+    """Return S1 with so many cameras and nodes."""
+    city = _city()
+    given = replace(city.cameras, count=cameras)
+    if even_clips:
+        given = replace(given, clips={name: 1 / len(given.clips) for name in given.clips})
+    zones = max(1, nodes // (S1.nodes // S1.zones))
+    return replace(S1, nodes=nodes, zones=zones, city=replace(city, cameras=given))
+
+
+def _city() -> CityScenario:
+    assert S1.city is not None
+    return S1.city
 
 
 def run(job: Job) -> Result:
     """Do one run."""
-    city = City(
-        Load(scenario(job), job.seed),
-        job.policy,
-        die=(DEATH_S, DEAD_SHARE) if job.dies else None,
-        scheduler=schedule if job.policy.centre == "batch" else None,
-    )
-    found = city.run()
+    given = sized(job.cameras, even_clips=job.even_clips)
+    given = replace(given, gossip=replace(S1.gossip, volatile_interval_s=job.reports_s))
+    scheduler = schedule if job.policy.centre == "batch" else None
+    city = alone.settle(Load(given, job.seed), job.policy, scheduler=scheduler)
+    found = alone.run(city, die=(DEATH_S, DEAD_SHARE) if job.dies else None)
     assert found.ends.total() == found.arrivals, "every frame ends exactly once"
     times = [min(CAP_MS, one) for one in found.latencies_ms]
     return Result(
@@ -149,13 +152,19 @@ COMBINATIONS = {
 
 def jobs() -> list[Job]:
     """Return every run that the table needs."""
-    main = [Job(count) for count in (100, 150, 200, 250, 400)]
-    main += [Job(175, NAIVE), Job(100, FAIR)]
+    main = [Job(count) for count in (150, 200, 250, 400)] + [Job(175, NAIVE)]
     main += [Job(count, policy) for count in (200, 250) for policy in CENTRES.values()]
-    rest = [Job(200, FAIR), Job(200, BLIND), Job(250, BLIND), Job(250, Policy("none"))]
+    rest = [
+        Job(100),
+        Job(100, FAIR),
+        Job(200, FAIR),
+        Job(200, BLIND),
+        Job(250, BLIND),
+        Job(250, Policy("none")),
+    ]
     rest += [Job(count, even_clips=True) for count in (150, 200, 250)]
     rest += [Job(250, COMBINATIONS[name]) for name in ("011", "101", "110")]
-    rest += [Job(200, gossip_ms=period_ms) for period_ms in GOSSIP_MS]
+    rest += [Job(200, reports_s=period_s) for period_s in REPORTS_S]
     rest += [Job(DEATHS_AT, dies=True)]
     found = [replace(job, seed=seed) for job in main for seed in SEEDS]
     found += [replace(job, seed=seed) for job in rest for seed in FEW]
@@ -171,14 +180,14 @@ def cities(found: Results) -> list[Figure]:
     over = Job(400)
     first, third = (found.mean(over, lambda one, tier=tier: one.tiers[tier]) for tier in (0, 2))
     naive = Job(175, NAIVE)
-    p50 = [found.mean(Job(count), lambda one: one.p50_ms) for count in (250, 100)]
+    p50 = [found.mean(Job(count), lambda one: one.p50_ms, FEW) for count in (250, 100)]
     return [
         *figures,
         Figure("s1.dsr400", found.dsr(over), note=_by_seed(found, over)),
         Figure("s1.tier1_400", first, ">=", 0.98, EMULATED),
         Figure("s1.tier3_400", third, ">=", 0.05, f"share of demand; {EMULATED}"),
         Figure("s1.naive175", found.dsr(naive), "<=", 0.40, _by_seed(found, naive)),
-        Figure("s1.p50_ratio", p50[0] / p50[1], "<", 2.5, f"{p50[0]:.0f} ms; {EMULATED}"),
+        Figure("s1.p50_ratio", p50[0] / p50[1], "<", 2.5, f"{p50[0]:.0f} ms; {OF_FEW}"),
         *(
             Figure(
                 f"s1.dsr{count}.even_clips",
@@ -213,8 +222,8 @@ def rivals(found: Results) -> list[Figure]:
     knowing = f"{words['batch']}; it knows who can reuse what; {EMULATED}"
     blind = f"{words['blind']}; it knows kinds and nodes, not reuse; {OF_FEW}"
     ours, fair = Job(100), Job(100, FAIR)
-    energy = [found.mean(job, lambda one: one.energy_j) for job in (ours, fair)]
-    done = f"N = 100, DSR {found.dsr(ours):.3f} and {found.dsr(fair):.3f}"
+    energy = [found.mean(job, lambda one: one.energy_j, FEW) for job in (ours, fair)]
+    done = f"N = 100, DSR {found.dsr(ours, FEW):.3f} and {found.dsr(fair, FEW):.3f}"
     return [
         Figure("s1.central_same", gaps[same], ">=", -0.01, f"{same}: {words[same]}; {EMULATED}"),
         Figure("s1.central_task", gaps["batch"], ">", 0.0, knowing),
@@ -225,17 +234,17 @@ def rivals(found: Results) -> list[Figure]:
             energy[0] / energy[1],
             "<=",
             0.5,
-            f"{energy[0]:.3f} J a frame in time, fair {energy[1]:.3f}; {done}; {EMULATED}",
+            f"{energy[0]:.3f} J a frame in time, fair {energy[1]:.3f}; {done}; {OF_FEW}",
         ),
     ]
 
 
 def disturbances(found: Results) -> list[Figure]:
     """Return what old news and dead nodes do."""
-    by_period = {one: found.dsr(Job(200, gossip_ms=one), FEW) for one in GOSSIP_MS}
+    by_period = {one: found.dsr(Job(200, reports_s=one), FEW) for one in REPORTS_S}
     spread = max(by_period.values()) - min(by_period.values())
-    words = ", ".join(f"{one:.0f} ms: {dsr:.4f}" for one, dsr in by_period.items())
-    first = int(DEATH_S / S1.epoch.period_s)
+    words = ", ".join(f"{one:g} s: {dsr:.4f}" for one, dsr in by_period.items())
+    first = int(DEATH_S / _city().epoch_s)
     needed = []
     for one in found.each(Job(DEATHS_AT, dies=True), FEW):
         after = one.epochs[first:]
@@ -284,14 +293,15 @@ def decisions() -> list[Figure]:
     """Time the decisions of short runs, K = N/4."""
     p50_us: dict[int, float] = {}
     for count in DECIDED_AT:
+        given = sized(count, nodes=count // 4)
+        assert given.city is not None
         short = replace(
-            S1,
-            time=replace(S1.time, duration_s=1.0, warmup_s=0.2, drain_s=0.0),
-            fleet=replace(S1.fleet, nodes=count // 4),
-            cameras=replace(S1.cameras, count=count),
+            given,
+            time=replace(S1.time, settle_s=2.0, duration_s=1.0),
+            city=replace(given.city, warmup_s=0.2, drain_s=0.0),
         )
-        city = City(Load(short, 1), clock=time.thread_time)
-        city.run()
+        city = alone.settle(Load(short, 1), clock=time.thread_time)
+        alone.run(city)
         taken = sorted(city.decision_s)
         p50_us[count] = 1e6 * taken[len(taken) // 2]
     note = f"emulated fleet; thread-CPU p50 by N: {_listed(p50_us)}"

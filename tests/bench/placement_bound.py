@@ -22,8 +22,12 @@ from scipy.optimize import linprog
 
 from edge_node.placement import epoch
 from edge_node.placement.epoch import Seat, Stream
-from simnet.city_scenario import SCENARIOS, load
+from simnet.scenario import load
 from tests.bench.report import Figure
+
+S1 = load("city")
+assert S1.city is not None
+CITY = S1.city
 
 UTILISATION = 0.6
 """Of the least that is possible: what the demand of an instance would use, placed like a fluid."""
@@ -51,21 +55,21 @@ class Instance:
 def instance(count: int, seed: int) -> Instance:
     """Draw a fleet of ``count`` cameras on a quarter as many nodes (eight at the least)."""
     rng = random.Random(f"instance {seed}")
-    scenario = load(SCENARIOS / "s1.toml")
+    scenario, city = S1, CITY
     nodes = max(8, count // 4)
-    profiles = [one for one in scenario.profiles[:-1] for _ in range(round(nodes * one.share))]
-    profiles += [scenario.profiles[-1]] * (nodes - len(profiles))
-    zones = max(1, nodes // scenario.fleet.zone_nodes)
+    profiles = [one for one in city.profile[:-1] for _ in range(round(nodes * one.share))]
+    profiles += [city.profile[-1]] * (nodes - len(profiles))
+    zones = max(1, nodes // (scenario.nodes // scenario.zones))
     seats = []
     for at, profile in enumerate(profiles):
-        speed = math.exp(scenario.fleet.speed_spread * rng.gauss(0.0, 1.0))
+        speed = math.exp(city.speed_spread * rng.gauss(0.0, 1.0))
         table = {kind: time_ms * speed for kind, time_ms in profile.service_ms.items()}
         seats.append(Seat(b"n%04d" % at, profile.name, f"zone{at % zones}", table))
-    kinds = rng.choices(*zip(*scenario.cameras.mix.items(), strict=True), k=count)
+    kinds = rng.choices(*zip(*city.cameras.mix.items(), strict=True), k=count)
     tiers = [1] * (count // 10) + [2] * (count * 4 // 10 - count // 10)
     tiers += [3] * (count - len(tiers))
     rng.shuffle(tiers)
-    rate_hz = UTILISATION / _utilisation_per_hz(count, seats, scenario.cameras.mix)
+    rate_hz = UTILISATION / _utilisation_per_hz(count, seats, city.cameras.mix)
     streams = [
         Stream(f"camera{at:05d}", kind, tier, rate_hz, math.inf, seats[rng.randrange(nodes)].node)
         for at, (kind, tier) in enumerate(zip(kinds, tiers, strict=True))
@@ -89,8 +93,7 @@ def _priced(streams: list[Stream], seats: list[Seat]) -> Instance:
 def _utilisation_per_hz(count: int, seats: Sequence[Seat], mix: Mapping[str, float]) -> float:
     """Return the least possible highest utilisation per frame and second of each camera."""
     kinds, types = list(mix), sorted({seat.type for seat in seats})
-    table = load(SCENARIOS / "s1.toml").profiles
-    base = {one.name: one.service_ms for one in table}
+    base = {one.name: one.service_ms for one in CITY.profile}
     width = len(kinds) * len(types)
     each = np.zeros((len(kinds), width + 1))
     full = np.zeros((len(types), width + 1))

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from simnet.city import City
-from simnet.city_node import Frame
+from simnet.city.city import City
+from simnet.city.frame import Frame
 
 WEIGHTS = (4.0, 2.0, 1.0)
 LATE, LATE_MS = 0.85, 400.0
@@ -27,18 +27,20 @@ SLOTS = 2.0
 def schedule(frames: Sequence[Frame], city: City) -> tuple[Sequence[int], float]:
     """Assign frames to nodes at the least total cost; return node indices and seconds taken."""
     begun_s = time.thread_time()
-    now_s, nodes, news = city.now_s, city.nodes, city.news
-    waits = np.array([node.waits_ms(now_s) for node in nodes])
+    now_s, nodes, decider = city.world.now_s, city.nodes, city.decider
+    waits = np.array([node.accelerator.waits_ms for node in nodes])
     waits += np.array([node.coming_ms for node in nodes])[:, None]
-    waits[sorted(news.known_dead)] = 1e9
+    waits[[node.index for node in nodes if not node.up]] = 1e9
     kinds = sorted({frame.camera.kind for frame in frames})
-    table = {kind: np.array([node.service_ms[kind] for node in nodes]) for kind in kinds}
-    ways = [[news.way_ms(frame.home, node.index) for node in nodes] for frame in frames]
+    table = {
+        kind: np.array([node.accelerator.service_ms[kind] for node in nodes]) for kind in kinds
+    }
+    ways = [[city.load.way_ms(frame.home.index, node.index) for node in nodes] for frame in frames]
     service = np.stack([table[frame.camera.kind] for frame in frames])
     for row, frame in enumerate(frames):
-        last = city.cameras[frame.arrival.camera].last
+        last = decider.last.get(frame.arrival.camera)
         if last is not None and city.policy.knows_reuse:
-            service[row, last.index] = city.run_ms(frame, last)
+            service[row, last[0].index] = decider.run_ms(frame, last[0], now_s)
     tiers = np.array([frame.camera.tier - 1 for frame in frames])
     left_ms = np.array([(frame.deadline_s - now_s) * 1e3 for frame in frames])[:, None]
     weight = np.array(WEIGHTS)[tiers][:, None]

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from edge_node.placement.budget import MAX_MS, Budget, BudgetSpent
+from edge_node.placement.budget import (
+    FORWARD_MAX_MS,
+    FORWARD_MIN_MS,
+    MAX_MS,
+    Budget,
+    BudgetSpent,
+    patience_ms,
+)
 
 EPSILON_MS = 1e-5  # seconds and milliseconds meet in floating point
 
@@ -46,6 +53,23 @@ def test_a_retry_draws_on_what_the_first_attempt_left() -> None:
     assert whole.remaining_ms(0.04) == pytest.approx(30)
     again.refused(0.04)
     assert again.remaining_ms(0.04) == 0
+
+
+def test_what_the_way_is_likely_to_take_is_not_sent() -> None:
+    whole = Budget(100, now_s=0.0)
+    sent_ms = whole.for_wire(0.0, way_ms=30.0)
+    assert sent_ms == pytest.approx(70)  # else the receiver's clock would make it 30 ms longer
+    assert whole.remaining_ms(0.0) == 0
+    whole.refused(0.02)
+    assert whole.remaining_ms(0.02) == pytest.approx(80)
+    assert Budget(100, now_s=0.0).for_wire(0.0, way_ms=1e6) == pytest.approx(50)
+
+
+def test_patience_grows_with_what_was_predicted() -> None:
+    assert patience_ms(10.0, 100.0) == FORWARD_MIN_MS
+    assert patience_ms(1_000.0, 100.0) == 2_000.0
+    assert patience_ms(1e9, 100.0) == FORWARD_MAX_MS
+    assert patience_ms(1e9, 30_000.0) == 30_000.0
 
 
 def test_what_is_consumed_in_advance_does_not_come_back() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from edge_node import dispatch
 from edge_node.api.peer import peer_app
 from edge_node.config import AcceleratorConfig
 from edge_node.decisions import Decisions, Record, explain
-from edge_node.dispatch import FORWARD_MIN_MS, SUBMITTED, Dispatch
+from edge_node.dispatch import SUBMITTED, Dispatch
 from edge_node.fleet.auth import Signer, Verifier
 from edge_node.fleet.peers import Peers
 from edge_node.foresight import Foresight
 from edge_node.metrics import Counters
-from edge_node.placement.budget import BudgetSpent
+from edge_node.placement import budget
+from edge_node.placement.budget import FORWARD_MIN_MS, BudgetSpent
 from edge_node.placement.choose import Reach
 from edge_node.placement.view import IDLE, FleetView
 from edge_node.pool import WorkerPool
@@ -317,7 +318,7 @@ def test_a_peer_that_cannot_be_reached_costs_none_of_the_budget() -> None:
 def test_a_peer_that_makes_believe_that_it_takes_for_ever_is_not_waited_for_so_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatch, "FORWARD_MAX_MS", FORWARD_MIN_MS)
+    monkeypatch.setattr(budget, "FORWARD_MAX_MS", FORWARD_MIN_MS)
     mute = Peer(late_s=60.0)
 
     async def test() -> None:
@@ -326,6 +327,32 @@ def test_a_peer_that_makes_believe_that_it_takes_for_ever_is_not_waited_for_so_l
             with pytest.raises(Shed):
                 await asyncio.wait_for(here.submit(budget_ms=100.0), 10.0)
             assert here.view.peers[PEER].silence_s > 0
+
+    run(test)
+
+
+def test_a_peer_has_the_time_that_is_left_when_it_has_the_request() -> None:
+    far = Peer()
+
+    async def test() -> None:
+        async with site({PEER: far}, planned=PEER) as here:
+            here.hear(PEER)
+            here.view.peers[PEER].network_ms = 200.0
+            assert await here.submit(budget_ms=5_000.0) == "peer"
+            assert far.requests[0]["budget_ms"] <= 4_800.0
+
+    run(test)
+
+
+def test_a_place_counts_for_what_a_frame_takes_that_finds_something_to_reuse() -> None:
+    async def test() -> None:
+        async with site({PEER: Peer(), OTHER: Peer()}, planned=PEER, loaded=False) as here:
+            for _ in range(200):
+                here.dispatch.warmth.answered(SUBMITTED, PEER, 0.1, time.monotonic())
+            for _ in range(10):
+                here.hear(PEER, service_ms=200.0)
+                here.hear(OTHER, service_ms=60.0)  # quicker for a frame that finds nothing
+                assert await here.submit(budget_ms=600.0) == "peer"
 
     run(test)
 

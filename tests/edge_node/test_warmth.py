@@ -26,6 +26,17 @@ def test_only_frames_of_a_warm_place_tell_what_reuse_saves() -> None:
     assert warmth.factor("unknown") == 1.0
 
 
+def test_a_frame_takes_its_share_where_it_finds_something_to_reuse() -> None:
+    warmth = Warmth()
+    assert not warmth.reuses("door")
+    for index in range(200):
+        warmth.answered("door", b"b", 0.2, index / 10)
+    assert warmth.reuses("door")
+    assert warmth.share("door", b"b", 20.0) == warmth.factor("door") < 0.25
+    assert warmth.share("door", b"c", 20.0) == 1.0
+    assert warmth.share("door", b"b", 20.0 + WARM_S) == 1.0
+
+
 def test_the_agents_of_long_ago_are_forgotten() -> None:
     warmth = Warmth()
     for index in range(KEPT + 10):

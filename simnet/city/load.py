@@ -7,19 +7,21 @@ whatever is decided in them.
 
 import random
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, log
-from typing import Any
+from typing import TypeVar
 
-from simnet.city_scenario import Profile, Scenario, Trace
-from simnet.epidemic import hops
+from simnet.city.scenario import CityScenario, Profile, Trace, traces
+from simnet.scenario import Scenario
+
+Key = TypeVar("Key")
 
 
 @dataclass(slots=True)
 class Site:
     """A machine as it stands there."""
 
-    node: bytes
     zone: int
     profile: Profile
     speed: float
@@ -28,7 +30,7 @@ class Site:
 
 @dataclass(slots=True)
 class Camera:
-    """A camera; ``home`` is the index of the node that it is attached to."""
+    """A camera; ``home`` is the index of the node that it is configured at."""
 
     name: str
     kind: str
@@ -47,6 +49,7 @@ class Arrival:
     """One frame: when it comes, and what chance does to it wherever it goes."""
 
     at_s: float
+    """From the beginning of the city."""
     camera: int
     number: int
     noise: float
@@ -59,25 +62,34 @@ class Load:
     """Everything that a seed throws at a fleet."""
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
+        """Draw it. ValueError for a scenario without a city."""
+        if scenario.city is None:
+            raise ValueError(f"{scenario.name} is no city")
         self.scenario = scenario
+        self.city: CityScenario = scenario.city
         self.seed = seed
         self.sites = self._sites()
         self.cameras = self._cameras()
-        fleet = scenario.fleet
-        self.hops = hops(fleet.nodes, scenario.gossip.fan_out, self.rng("gossip"))
-        self._bursts = [self._burst(zone) for zone in range(fleet.zones)]
+        self._bursts = [self._burst(zone) for zone in range(scenario.zones)]
         self.arrivals = self._arrivals()
 
     def rng(self, purpose: str) -> random.Random:
         """Return a stream of random numbers of its own."""
         return random.Random(f"{self.seed} {purpose}")
 
+    def way_ms(self, one: int, other: int) -> float:
+        """Return the median time of an image from one node to another."""
+        if one == other:
+            return 0.0
+        near = self.sites[one].zone == self.sites[other].zone
+        return self.city.ways.zone_ms if near else self.city.ways.fleet_ms
+
     def throttling(self) -> list[list[float]]:
         """Return the factor on each node's service times, by step and node."""
-        given, rng = self.scenario.throttle, self.rng("throttle")
+        given, rng = self.city.throttle, self.rng("throttle")
         now = [1.0] * len(self.sites)
         steps = []
-        total_s = self.scenario.time.duration_s + self.scenario.time.drain_s
+        total_s = self.scenario.time.duration_s + self.city.drain_s
         for _ in range(int(total_s / given.every_s) + 1):
             for index, factor in enumerate(now):
                 shock = given.shock * rng.gauss(0.0, 1.0) * (rng.random() < given.chance)
@@ -87,29 +99,27 @@ class Load:
         return steps
 
     def _sites(self) -> list[Site]:
-        fleet, rng = self.scenario.fleet, self.rng("sites")
+        nodes, rng = self.scenario.nodes, self.rng("sites")
         profiles: list[Profile] = []
-        for profile in self.scenario.profiles[:-1]:
-            profiles += [profile] * max(1, round(profile.share * fleet.nodes))
-        profiles += [self.scenario.profiles[-1]] * (fleet.nodes - len(profiles))
+        for profile in self.city.profile[:-1]:
+            profiles += [profile] * max(1, round(profile.share * nodes))
+        profiles += [self.city.profile[-1]] * (nodes - len(profiles))
         rng.shuffle(profiles)
         return [
             Site(
-                b"n%04d" % index,
-                index % fleet.zones,
+                index % self.scenario.zones,
                 profile,
-                exp(fleet.speed_spread * rng.gauss(0.0, 1.0)),
+                exp(self.city.speed_spread * rng.gauss(0.0, 1.0)),
             )
-            for index, profile in enumerate(profiles)
+            for index, profile in enumerate(profiles[:nodes])
         ]
 
     def _cameras(self) -> list[Camera]:
-        given, reuse, tiers = self.scenario.cameras, self.scenario.reuse, self.scenario.tiers
-        count, nodes = given.count, self.scenario.fleet.nodes
+        given, tiers = self.city.cameras, self.city.tier
         rng, clips = self.rng("cameras"), self.rng("clips")
-        traces = _portions(dict(reuse.mix), count)
-        clips.shuffle(traces)
-        tier_of = _portions({1: tiers[0].share, 2: tiers[1].share, 3: tiers[2].share}, count)
+        clip_of = _portions(given.clips, given.count)
+        clips.shuffle(clip_of)
+        tier_of = _portions({number: one.share for number, one in enumerate(tiers, 1)}, given.count)
         rng.shuffle(tier_of)
         kinds, weights = list(given.mix), list(given.mix.values())
         return [
@@ -118,17 +128,17 @@ class Load:
                 rng.choices(kinds, weights)[0],
                 tier_of[index],
                 tiers[tier_of[index] - 1].deadline_ms / 1e3,
-                rng.randrange(nodes),
+                rng.randrange(self.scenario.nodes),
                 exp(given.cost_spread * rng.gauss(0.0, 1.0)),
-                self.scenario.traces[traces[index]],
+                traces()[clip_of[index]],
                 clips.randrange(1 << 16),
             )
-            for index in range(count)
+            for index in range(given.count)
         ]
 
     def _burst(self, zone: int) -> tuple[list[float], list[float]]:
         """Return when a zone's rate changes, and to what."""
-        given, rng = self.scenario.bursts, self.rng(f"bursts {zone}")
+        given, rng = self.city.bursts, self.rng(f"bursts {zone}")
         times, factors = [0.0], [1.0]
         at_s, busy = rng.random() * given.first_s, True
         while at_s < self.scenario.time.duration_s:
@@ -139,7 +149,7 @@ class Load:
         return times, factors
 
     def _arrivals(self) -> list[Arrival]:
-        given, network = self.scenario.cameras, self.scenario.network
+        given, spread = self.city.cameras, self.city.ways.spread
         found: list[Arrival] = []
         for index, camera in enumerate(self.cameras):
             rng, chance = self.rng(f"arrivals {index}"), self.rng(f"frames {index}")
@@ -148,7 +158,7 @@ class Load:
             while at_s < self.scenario.time.duration_s:
                 gauss = chance.gauss
                 noise = exp(given.noise * gauss(0.0, 1.0))
-                ways = exp(network.spread * gauss(0.0, 1.0)), exp(network.spread * gauss(0.0, 1.0))
+                ways = exp(spread * gauss(0.0, 1.0)), exp(spread * gauss(0.0, 1.0))
                 found.append(Arrival(at_s, index, number, noise, ways))
                 rate_hz = given.rate_hz * factors[bisect_right(times, at_s) - 1]
                 at_s += (1.0 + given.jitter * (2.0 * rng.random() - 1.0)) / rate_hz
@@ -157,9 +167,9 @@ class Load:
         return found
 
 
-def _portions(shares: dict[Any, float], count: int) -> list[Any]:
+def _portions(shares: Mapping[Key, float], count: int) -> list[Key]:
     """Return ``count`` keys in proportion to their shares, the rounding's rest to the last."""
-    found: list[Any] = []
+    found: list[Key] = []
     total = 0.0
     for key, share in shares.items():
         total += share
