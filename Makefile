@@ -50,7 +50,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-BENCHES := $(filter-out report gossip_agent placement_bound placement_central delta_clips delta_methods delta_ours delta_parts delta_rivals delta_score,$(patsubst tests/bench/%.py,%,$(wildcard tests/bench/[a-z]*.py)))
+BENCHES := $(filter-out report gossip_agent placement_bound placement_central delta_clips delta_methods delta_ours delta_parts delta_rivals delta_score simnet_cluster,$(patsubst tests/bench/%.py,%,$(wildcard tests/bench/[a-z]*.py)))
 
 bench: $(BENCHES:%=bench-%)
 

@@ -219,11 +219,12 @@ class Checkers:
 
     # ------------------------------------------------------------- frames
 
-    def frame_came(self, at_s: float, frame: Hashable, tier: int) -> None:
-        """Take a new frame."""
+    def frame_came(self, at_s: float, frame: Hashable, tier: int, left_s: float) -> None:
+        """Take a new frame, and the time it has."""
         if frame in self._frames:
             self.fail("frames", at_s, f"frame {frame} came twice")
         self._frames[frame] = ""
+        self._budgets[frame] = at_s, left_s, 0
 
     def frame_ended(self, at_s: float, frame: Hashable, reason: str) -> None:
         """Take a frame's end."""

@@ -125,7 +125,7 @@ class Network:
         return self._base
 
     def change(self, **values: float | str) -> None:
-        """Change some of the conditions that hold everywhere. ValueError for what makes no sense."""
+        """Change some of what holds everywhere. ValueError for what makes no sense."""
         self._base = replace(self._base, **values)  # type: ignore[arg-type]
         self._version += 1
 

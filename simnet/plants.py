@@ -85,7 +85,7 @@ def _growing(sound: Any) -> Any:
 
 
 def _timeless(sound: Any) -> Any:
-    return lambda self, now_s: self._left_ms
+    return lambda self, now_s, *args: sound(self, now_s, *args) + 1000.0
 
 
 def _swallowing(sound: Any) -> Any:
@@ -151,17 +151,17 @@ PLANTS: dict[str, Plant] = {
         _spendthrift,
     ),
     "timeless": Plant(
-        "time that passes is not taken off a frame's budget",
+        "a frame is sent on with a second more than it has",
         "budgets",
-        "city",
+        "crossing",
         Budget,
-        "remaining_ms",
+        "for_wire",
         _timeless,
     ),
     "swallowed-frames": Plant(
         "a queue forgets what it gives up",
         "frames",
-        "city",
+        "crossing",
         DeadlineQueue,
         "pop",
         _swallowing,
@@ -177,7 +177,7 @@ PLANTS: dict[str, Plant] = {
     "growing-queue": Plant(
         "an accelerator's queue grows with what it is given",
         "queues",
-        "city",
+        "crossing",
         DeadlineQueue,
         "push",
         _growing,

@@ -90,5 +90,3 @@ def _free_mib() -> float | None:
         return None
     sizes = dict(line.split(":") for line in lines)
     return int(sizes["MemAvailable"].split()[0]) / 1024
-
-

@@ -150,7 +150,9 @@ def _link(rng: random.Random) -> Fault:
 def _clock(rng: random.Random) -> Fault:
     offset_s = rng.choice((-3600.0, -30.0, 30.0, 3600.0, 1e8))
     drift_ppm = rng.choice((0.0, 100.0, 5000.0))
-    return Clock(nodes=_some(rng), offset_s=offset_s, drift_ppm=drift_ppm, **_when(rng, (5.0, 20.0)))
+    return Clock(
+        nodes=_some(rng), offset_s=offset_s, drift_ppm=drift_ppm, **_when(rng, (5.0, 20.0))
+    )
 
 
 _MAKERS: tuple[Callable[[random.Random], Fault], ...] = (

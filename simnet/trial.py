@@ -17,6 +17,8 @@ from crdt.log import Batch
 from gossip.events import Event, StateChanged
 from simnet import faults, plants
 from simnet.checkers import Broken, Checkers, Sample, waiting_bytes
+from simnet.city.city import City
+from simnet.city.load import Load as CityLoad
 from simnet.faults import Step
 from simnet.host import Host
 from simnet.ledger import Reading, Version
@@ -80,6 +82,7 @@ class Trial:
         self._floods: set[tuple[int, Name]] = set()
         self._pauses: dict[Name, set[int]] = {}
         self._heal_s = -1.0
+        self._city: City | None = None
 
     def run(self) -> Outcome:
         """Run it all."""
@@ -88,7 +91,9 @@ class Trial:
         gc.set_threshold(*_COLLECT)  # nearly all that a world makes lives as long as it does
         try:
             self._settle()
-            self._pass(self.scenario.time.duration_s)
+            if self._city is not None:
+                self._city.begin()
+            self.world.run(self.scenario.time.duration_s)
             self._heal()
         except Broken as broken:
             violation = broken.violation
@@ -113,6 +118,8 @@ class Trial:
             hosts = world.warm_fleet(scenario.nodes)
         else:
             hosts = [world.add(name) for name in faults.names_of(scenario.nodes)]
+        if scenario.city is not None:
+            self._city = City(world, hosts, CityLoad(scenario, self.seed), watch=self.checkers)
         for index, host in enumerate(hosts):
             seeds = [one for one in hosts[: SEEDS + 1] if one is not host][:SEEDS]
             host.seeds = [one.address for one in seeds]
@@ -127,9 +134,6 @@ class Trial:
             world.at(self._begun_s + write.at_s, self._write, write)
         world.run(scenario.time.settle_s)
 
-    def _pass(self, duration_s: float) -> None:
-        self.world.run(duration_s)
-
     def _heal(self) -> None:
         """Wait until all agree, and look at what they read."""
         world, limit_s = self.world, self.scenario.time.heal_s
@@ -139,6 +143,8 @@ class Trial:
                 self.checkers.unsettled(self.now_s, self._disagreement())
             world.run(0.05)
         self._heal_s = world.now_s - begun_s
+        if self._city is not None:  # what was under way has to end by itself
+            world.run(max(0.0, self._city.given.drain_s - self._heal_s))
         running = [host for host in world.hosts.values() if host.node is not None]
         self.checkers.agreed(self.now_s, {host.name: self._reading(host) for host in running})
 
@@ -330,12 +336,16 @@ class Trial:
         """Tell the checkers of a start."""
         restored = [raw for _, raw in sorted(host.disk.saved.batches.items())]
         self.checkers.started(self.now_s, host.name, host.node_id, restored)
+        if self._city is not None:
+            self._city.started(host)
 
     def stopped(self, host: Host) -> None:
         """Tell the checkers of an end."""
         self._keep_counts(host)
         forgetful = self._disks.get(host.name, "whole") in ("tail", "lost")
         self.checkers.stopped(self.now_s, host.name, forgetful=forgetful)
+        if self._city is not None:
+            self._city.stopped(host)
 
     def persisted(self, host: Host, batch: Batch) -> None:
         """Tell the checkers of a durable batch."""
@@ -350,6 +360,8 @@ class Trial:
     def told(self, host: Host, event: Event) -> None:
         """Tell the checkers of an event."""
         now_s, checkers = self.now_s, self.checkers
+        if self._city is not None:
+            self._city.told(host, event)
         if not isinstance(event, StateChanged):
             checkers.event(now_s, host.name, event)
             return
@@ -439,6 +451,8 @@ class Trial:
             wall_s=wall_s,
             cpu_s=cpu_s,
             memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            emulated=self._city is not None,
+            frames=self._city.frames() if self._city is not None else (),
             round_s=scenario.round_s,
             heal_s=self._heal_s,
             down_rounds=tuple(self.checkers.health.down_rounds),

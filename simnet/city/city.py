@@ -121,7 +121,7 @@ class City:
         budget = Budget(camera.deadline_s * 1e3, now_s)
         frame = Frame(arrival, camera, home or self.nodes[camera.home], now_s, budget)
         self.outcome.came(frame)
-        self.ways.watch.frame_came(self.ways.now_s, frame.name, camera.tier)
+        self.ways.watch.frame_came(self.ways.now_s, frame.name, camera.tier, camera.deadline_s)
         frame.home.frames[frame] = None
         if home is None:
             self.ways.end(frame, "lost: its node is dead")

@@ -20,7 +20,7 @@ from simnet.faults import Crash, Full, Join, Leave, Pause, Step, Upgrade, absent
 from simnet.link import Name
 
 _LEAVE_S = 15.0
-_LINK_S = 0.008  # of a processor, generously: what two real daemons take to shake hands
+_LINK_S = 0.02  # of a processor, generously: what two real daemons take to shake hands
 _RETRY_S = 1.0
 
 

@@ -53,7 +53,7 @@ class Ledger:
         self.left_s: dict[Hashable, list[tuple[float, float, int]]] = {}
         self.fullest = 0
 
-    def frame_came(self, at_s: float, frame: Hashable, tier: int) -> None:
+    def frame_came(self, at_s: float, frame: Hashable, tier: int, left_s: float) -> None:
         assert frame not in self.ends
         self.ends[frame] = ""
 
