@@ -2,35 +2,18 @@
 
 Everything is virtual here: the core is the real one, the network, the clocks and (simnet.standin)
 the cryptography are not. A round is one hop: its greatest network delay, 1.5 ms, and 20 ms of
-batching. CPU and memory are real, of a process that runs one scenario and nothing else.
-`python -m tests.bench.world [--seeds 20] [--huge]` prints the table and writes .bench/world.json.
+batching; `make bench-simnet` says what large fleets cost.
+`python -m tests.bench.world [--seeds 20]` prints the table and writes .bench/world.json.
 """
 
 import argparse
-import multiprocessing
-import resource
-import time
-from collections.abc import Callable, Iterable
 from math import log2
-from typing import Any
 
 from tests.bench.report import Figure, report
 from tests.simnet import scenarios
 
-LARGE, THOUSAND, HUGE = 250, 1_000, 10_000
+LARGE = 250
 VIRTUAL = "virtual time, stand-in cryptography"
-
-
-def alone(scenario: Callable[..., Any], *args: Any) -> tuple[Any, float, float]:
-    """Run a scenario in a fresh process; return its result, CPU seconds and MiB at the most."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measured, (scenario, args))
-
-
-def _measured(scenario: Callable[..., Any], args: Iterable[Any]) -> tuple[Any, float, float]:
-    result = scenario(*args)
-    memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return result, time.process_time(), memory_mib
 
 
 def reaches(seeds: range, loss: float) -> list[Figure]:
@@ -81,35 +64,13 @@ def calamities(seeds: range) -> list[Figure]:
     ]
 
 
-def costs(huge: bool) -> list[Figure]:
-    """Return what large fleets cost the machine."""
-    sent, cpu_s, memory_mib = alone(scenarios.steady, 1, LARGE, 60)
-    per = f"{cpu_s / sent * 1e6:.0f} us a datagram, start of the process included; {VIRTUAL}"
-    figures = [
-        Figure(f"n{LARGE}_minute_cpu_s", cpu_s, "<=", 15, per),
-        Figure(f"n{LARGE}_minute_mib", memory_mib, note=VIRTUAL),
-    ]
-    for count in (THOUSAND, HUGE) if huge else (THOUSAND,):
-        took_s, cpu_s, memory_mib = alone(scenarios.agree, 1, count, 20)
-        note = f"20 writers, warm start, one seed; {VIRTUAL}"
-        figures += [
-            Figure(f"n{count}_equal_s", took_s, "<=", 60, note),
-            Figure(f"n{count}_cpu_s", cpu_s, note=note),
-            Figure(f"n{count}_mib", memory_mib, note=note),
-        ]
-    return figures
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="how many worlds for each figure")
-    parser.add_argument(
-        "--huge", action="store_true", help=f"also {HUGE} nodes: minutes, gigabytes"
-    )
     given = parser.parse_args()
     seeds = range(1, given.seeds + 1)
-    figures = [*reaches(seeds, 0.0), *reaches(seeds, 0.4), *calamities(seeds), *costs(given.huge)]
+    figures = [*reaches(seeds, 0.0), *reaches(seeds, 0.4), *calamities(seeds)]
     report("world", figures)
 
 

@@ -206,16 +206,6 @@ def clocks(seed: int, count: int) -> None:
         assert {host.store.fleet("shared", host.now()) for host in sound} == {writer.name}
 
 
-def steady(seed: int, count: int, lasting_s: float) -> int:
-    """Let a fleet live from its warm start on, one of it writing each second; return datagrams."""
-    world = World(seed, standin=True)
-    hosts = world.warm_fleet(count)
-    for number in range(int(lasting_s)):
-        hosts[number * 7 % count].set_owner("key", number)
-        world.run(1)
-    return total(hosts, "out_datagrams")
-
-
 def agree(seed: int, count: int, writers: int, settle_s: float = 5.0) -> float:
     """Have some of a fleet write within a second; return how long until all hold the same."""
     world, hosts = fleet(seed, count, settle_s=settle_s)

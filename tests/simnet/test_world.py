@@ -174,3 +174,17 @@ def test_skewed_wall_clocks_freeze_no_register() -> None:
 def test_condition_that_never_comes_names_the_seed() -> None:
     with pytest.raises(AssertionError, match="seed 77"):
         World(77).run_until(lambda: False, 1.0)
+
+
+def test_links_of_a_warm_fleet_are_as_good_as_those_made_by_handshakes() -> None:
+    world = World(4, standin=True)
+    hosts = world.warm_fleet(30)
+    for host in hosts:
+        assert len(host.running._links) == 29
+    hosts[3].set_owner("key", 1)
+    world.run(0.05)
+    assert all(host.store.owner(hosts[3].node_id, "key") == 1 for host in hosts)
+    world.run(5)
+    dropped = [name for host in hosts for name in host.running.counters if "dropped" in name]
+    assert not dropped
+    assert not any("bytes_handshakes" in host.running.counters for host in hosts)
