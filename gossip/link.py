@@ -24,7 +24,6 @@ URGENT, PROMPT, STATE, REPAIR, VOLATILE = range(5)
 _FIRST_RTT_S = 0.1
 _MAX_RESEND_S = 3.0
 _STEADY_TRIES = 5  # of an item, after which the pauses between its tries double
-_STEADY_MISSES = 6  # datagrams lost in a row, after which the pauses to a peer double
 _PASSED_LIMIT = 2  # answers to later datagrams, after which an unanswered one counts as lost
 _LOST_KEPT = 64  # lost datagrams whose late answers are still understood
 _LATE_S = 0.005  # a timer so late may have answers waiting behind it in the socket
@@ -108,10 +107,10 @@ class Link:
         known_s = self.latency.bound_s(now.mono_s)
         usual_s = (known_s or _FIRST_RTT_S) + self.config.ack_delay_s
         usual_s = max(self.config.resend_floor_s, usual_s) + self.pause_s
-        # a peer that is silent, or of which nothing is known, may be slow: the longer, the likelier
-        patient = max(tries - (_STEADY_TRIES if known_s else 1), self.misses - _STEADY_MISSES)
+        # a peer of which nothing is known may be slow: each silence makes that likelier
+        patient = tries - (_STEADY_TRIES if known_s else 1)
         if patient > 0:
-            usual_s *= 1 << min(patient, 6)
+            usual_s *= 1 << patient
         return min(_MAX_RESEND_S, usual_s)
 
     def paused(self, pause_s: float, now: Instant) -> None:

@@ -31,13 +31,13 @@ from simnet.link import Conditions
 from simnet.scenario import Scenario, Time, Writes
 
 NAME = "swarm"
-DURATION_S = 18.0
+DURATION_S = 12.0
 _CHANCE = 0.3
 """Of each kind of fault."""
 
 
 def draw(seed: int) -> Scenario:
-    """Return a seed's scenario: 25 to 60 nodes, 18 virtual seconds of faults."""
+    """Return a seed's scenario: 25 to 60 nodes, 12 virtual seconds of faults."""
     rng = random.Random(f"swarm {seed}")
     nodes = rng.randint(25, 60)
     found: list[Fault] = []
@@ -94,9 +94,9 @@ def _network(rng: random.Random) -> Conditions:
 
 
 def _when(rng: random.Random, lasting_s: tuple[float, ...]) -> dict[str, Any]:
-    spread_s = rng.choice((0.0, 0.0, 6.0))
+    spread_s = rng.choice((0.0, 0.0, 5.0))
     return {
-        "at_s": round(rng.uniform(0.0, DURATION_S - 8.0), 1),
+        "at_s": round(rng.uniform(0.0, 6.0), 1),
         "lasting_s": rng.choice(lasting_s),
         "spread_s": spread_s,
     }
@@ -113,16 +113,16 @@ def _crash(rng: random.Random) -> Fault:
 
 
 def _for_good(rng: random.Random) -> Fault:
-    return Crash(at_s=round(rng.uniform(0.0, 12.0), 1), nodes=rng.choice((1, 0.15)))
+    return Crash(at_s=round(rng.uniform(0.0, 8.0), 1), nodes=rng.choice((1, 0.15)))
 
 
 def _flap(rng: random.Random) -> Fault:
     kind = rng.choice((Silence, Crash, Pause))
     return kind(
-        at_s=round(rng.uniform(0.0, 5.0), 1),
+        at_s=round(rng.uniform(0.0, 1.0), 1),
         nodes=rng.choice((1, 2)),
         lasting_s=rng.choice((0.7, 2.0)),
-        every_s=rng.choice((2.5, 3.5)),
+        every_s=rng.choice((2.5, 3.3)),
         times=4,
     )
 
@@ -163,13 +163,13 @@ _MAKERS: tuple[Callable[[random.Random], Fault], ...] = (
     _link,
     _clock,
     lambda rng: Leave(nodes=_some(rng), **_when(rng, (1.0, 10.0))),
-    lambda rng: Join(nodes=rng.choice((1, 5, 0.5)), at_s=rng.choice((0.0, 10.0)), spread_s=5.0),
+    lambda rng: Join(nodes=rng.choice((1, 5, 0.5)), at_s=rng.choice((0.0, 6.0)), spread_s=5.0),
     lambda rng: Pause(nodes=_some(rng), **_when(rng, (0.3, 2.0, 12.0))),
     lambda rng: Slow(nodes=_some(rng), each_s=rng.choice((0.002, 0.02)), **_when(rng, (15.0,))),
     lambda rng: Full(nodes=_some(rng), **_when(rng, (3.0, 15.0))),
     lambda rng: Silence(nodes=_some(rng), **_when(rng, (1.0, 8.0, 20.0))),
     lambda rng: Cut(nodes=_some(rng), towards=_some(rng), **_when(rng, (5.0, 15.0))),
-    lambda rng: Upgrade(nodes=1.0, at_s=2.0, spread_s=12.0),
+    lambda rng: Upgrade(nodes=1.0, at_s=2.0, spread_s=8.0),
     lambda rng: Poison(nodes=2, at_s=5.0),
     lambda rng: Flood(nodes=_some(rng), per_s=rng.choice((50.0, 200.0)), **_when(rng, (2.0, 5.0))),
 )

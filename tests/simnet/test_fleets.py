@@ -14,7 +14,7 @@ from simnet.world import World
 from tests.simnet import scenarios
 
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
-SEEDS = range(1, 21) if SOAK else range(1, 3)
+SEEDS = range(1, 21) if SOAK else range(1, 2)
 LARGE = 250 if SOAK else 120
 
 

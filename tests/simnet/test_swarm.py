@@ -3,6 +3,8 @@
 import os
 from functools import partial
 
+import pytest
+
 from simnet import runs
 from simnet.sweep import sweep
 
@@ -10,6 +12,7 @@ SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 SEEDS = range(1, 501) if SOAK else range(1, 51)
 
 
+@pytest.mark.timeout(3600 if SOAK else 420)
 def test_the_swarm_finds_nothing() -> None:
     task = partial(runs.run, "swarm")
     failed = {
