@@ -74,7 +74,7 @@ def _gossip(rng: random.Random) -> GossipConfig:
         links_kept=rng.choice((16, 256, 256, 256)),
         link_idle_s=rng.choice((3.0, 60.0)),
         write_burst=rng.choice((16, 64)),
-        dead_members=rng.choice((4, 256)),
+        dead_members=rng.choice((64, 256)),
     )
 
 
