@@ -64,7 +64,7 @@ class Side(Protocol):
         """Send what a peer with this entry lacks; tell whether I lack something, too."""
 
     def dispute(self, link: Link, mine: Entry) -> None:
-        """Say what I think of an id of which a peer may have the same entry."""
+        """Say what I think of an id of which a peer may have the same entry, or an older one."""
 
     def useless(self, other: Entry) -> bool:
         """Tell whether I do not want what a peer holds of an id of which I hold nothing."""
@@ -160,7 +160,7 @@ class Census:
         return Roster(low, high, reply, tuple(entries))
 
     def supply(self, link: Link, mine: Entry, other: Entry | None) -> bool:
-        """Send a newer claim, but none of the dead, and none of the gone to who forgot them."""
+        """Send a newer claim, but of the dead a doubt, and none of the gone to who forgot them."""
         if other is not None and other[1:] > mine[1:]:
             return True
         member = self._members.get(mine[0])
@@ -169,6 +169,8 @@ class Census:
             claim = self._members.claim_of(mine[0])
             assert claim is not None
             self._links.offer(link, b"M" + mine[0], encode_message(Announce(claim, 0)), REPAIR)
+        elif other is not None:
+            self.dispute(link, mine)
         return False
 
     def dispute(self, link: Link, mine: Entry) -> None:
@@ -195,8 +197,7 @@ class Comparison:
         self._count = count
         self._differs = 0
         self._answers = Rates(_ANSWERS_PER_S, _ANSWERS_BURST)
-        # a newcomer would get all from everybody
-        self._peer = b""
+        self._peer = b""  # one at a time: a newcomer would get all from everybody
         self._quiet_s = self._end_s = 0.0
 
     def observe(self, link: Link, *, same: bool, first: bool, now: Instant) -> None:

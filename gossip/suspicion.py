@@ -17,7 +17,7 @@ from gossip.config import GossipConfig
 from gossip.events import Address
 from gossip.limits import Rates
 from gossip.members import ALIVE, DOWN, HEARD, Member, Members
-from gossip.messages import Announce, Claim, Message, Suspect
+from gossip.messages import Announce, Claim, Suspect
 from gossip.pings import Pings
 from gossip.spread import ALL, Spread
 
@@ -111,7 +111,7 @@ class Suspicion:
     def on_suspect(self, link: Link, message: Suspect, now: Instant) -> None:
         """Take a rumour: refute it, start doubting, count it in, or correct its sender.
 
-        Its incarnation is unsigned: what it says beyond the subject's own claims means nothing.
+        Its incarnation is unsigned: beyond the subject's own claims it is but a reason to ask.
         """
         if message.subject == self._members.node_id:
             self._refute(link, message, now)
@@ -122,13 +122,16 @@ class Suspicion:
         if message.incarnation < member.claim.incarnation or member.claim.left:
             # its subject answers the accuser as well, and the claim reaches all by itself
             if message.accuser == link.node_id and self._chosen(_CORRECTORS):
-                self.tell(link, Announce(member.claim, 0), message.subject)
+                self.tell(link, Announce(member.claim, 0))
             return
         teller = self._members.get(link.node_id)
-        if message.incarnation != member.claim.incarnation or teller is None or not teller.live:
+        if teller is None or not teller.live:
             return
         if not self._rumours.take(link.node_id, now):
             self._count("dropped_rumours")
+        elif message.incarnation > member.claim.incarnation:
+            if member.live:  # whoever has the later claim answers this one with it
+                self.tell(link, Announce(member.claim, 0))
         elif self._count_in(member, message.accuser, link.node_id, now):
             self._pass_on(message, now, link)
 
@@ -146,7 +149,7 @@ class Suspicion:
             ):
                 self.renew(claim.incarnation, now)
             if claim != own:
-                self.tell(link, Announce(self._members.own, 0), node_id)
+                self.tell(link, Announce(self._members.own, 0))
             return
         known = self._members.get(node_id)
         if known is None and node_id != link.node_id and not self._links.may_introduce(link, now):
@@ -173,7 +176,7 @@ class Suspicion:
             self._members.vouch(member, now)
         elif member is None or not member.live:
             self._close_at(link.node_id, now.mono_s + _CLAIM_S, gone=False)
-        self.tell(link, Announce(self._members.own, ALL if introduce else 0), self._members.node_id)
+        self.tell(link, Announce(self._members.own, ALL if introduce else 0))
         self.remind(link)
 
     def remind(self, link: Link) -> None:
@@ -211,16 +214,16 @@ class Suspicion:
             doubt.floor_s = now.mono_s + lag_s / 2
             doubt.check_s = now.mono_s
 
-    def tell(self, link: Link, message: Message, subject: bytes) -> None:
-        """Queue membership news for one peer; the newest about a subject replaces older ones."""
-        self._links.offer(link, b"M" + subject, encode_message(message), URGENT)
+    def tell(self, link: Link, message: Announce | Suspect) -> None:
+        """Queue membership news for one peer; a subject's newer claim replaces older ones."""
+        self._links.offer(link, _key(message), encode_message(message), URGENT)
 
     def _refute(self, link: Link, message: Suspect, now: Instant) -> None:
         own = self._members.own
         if message.incarnation == own.incarnation and self._refutations.take(link.node_id, now):
             self.renew(message.incarnation, now)
         # the accuser may be nobody I hold for live: it is told in any case
-        self.tell(link, Announce(self._members.own, 0), message.subject)
+        self.tell(link, Announce(self._members.own, 0))
 
     def _chosen(self, wanted: int) -> bool:
         """Draw: of all live members about `wanted` say yes."""
@@ -229,13 +232,13 @@ class Suspicion:
     def _correct(self, link: Link, claim: Claim, known: Member) -> None:
         """Answer a claim that is no news here."""
         if claim.order < known.claim.order:
-            self.tell(link, Announce(known.claim, 0), known.node_id)
-        elif known.state == DOWN:  # whoever says that it is there shall look
+            self.tell(link, Announce(known.claim, 0))
+        if known.state == DOWN:  # whoever says that it is there shall look
             self._blame(link, known)
 
     def _blame(self, link: Link, member: Member) -> None:
         rumour = Suspect(member.node_id, member.claim.incarnation, self._members.node_id, 0)
-        self.tell(link, rumour, member.node_id)
+        self.tell(link, rumour)
 
     def _count_in(self, member: Member, accuser: bytes, bearer: bytes, now: Instant) -> bool:
         """Begin or shorten a suspicion; tell whether the others should hear of it."""
@@ -289,13 +292,16 @@ class Suspicion:
         self, message: Announce | Suspect, now: Instant, but: tuple[bytes, ...] = ()
     ) -> None:
         """Queue membership news for the live members in the message's scope."""
-        if isinstance(message, Announce):
-            key = b"M" + message.claim.node_id
-        else:  # each accuser's counts
-            key = b"M" + message.subject + message.accuser
         make = lambda scope: message._replace(scope=scope)  # noqa: E731
-        self._spread.send(make, key, URGENT, message.scope, now, but)
+        self._spread.send(make, _key(message), URGENT, message.scope, now, but)
 
     def _pass_on(self, message: Announce | Suspect, now: Instant, source: Link) -> None:
         subject = (message.claim.node_id,) if isinstance(message, Announce) else ()
         self._tell_all(message, now, (source.node_id, *subject))
+
+
+def _key(message: Announce | Suspect) -> bytes:
+    """Return what news replaces in a queue: each accuser's word counts beside the claim."""
+    if isinstance(message, Announce):
+        return b"M" + message.claim.node_id
+    return b"M" + message.subject + message.accuser

@@ -268,7 +268,7 @@ def test_liar_with_a_huge_incarnation_moves_nobody() -> None:
         link = stage.two.running._links.get(host.node_id)
         assert link is not None
         rumour = Suspect(victim.node_id, MAX_INCARNATION, stage.two.node_id, 1)
-        stage.two.running._suspicion.tell(link, rumour, victim.node_id)
+        stage.two.running._suspicion.tell(link, rumour)
     stage.two.running.handle_timer(stage.two.now())
     stage.two.drain()
     stage.world.run(0.5)

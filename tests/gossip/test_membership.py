@@ -111,7 +111,7 @@ def test_who_has_left_is_not_brought_back_by_doubts() -> None:
     assert link is not None
     before = three.running.incarnation
     rumour = Suspect(three.node_id, before, two.node_id, 0)
-    two.running._suspicion.tell(link, rumour, three.node_id)
+    two.running._suspicion.tell(link, rumour)
     two.running.handle_timer(two.now())
     two.drain()
     world.run(5)

@@ -279,6 +279,31 @@ def test_full_sync_does_not_revive_the_dead() -> None:
     assert state(sleeper, dead) in ("down", "unknown")
 
 
+@pytest.mark.parametrize("direct", [64, 6])
+def test_who_missed_a_restart_is_told_of_the_death_that_followed(direct: int) -> None:
+    world, hosts = fleet(3, 24, GossipConfig(direct_members=direct, leaf_members=4))
+    sleeper, dead, *awake = hosts
+    sleeper.hold(40)
+    world.network.silence([sleeper.name], key="asleep")
+    dead.crash()
+    dead.start()
+    world.run(5)
+    dead.crash()
+    world.run(34)
+    world.network.heal()
+    world.run(1)
+    for host in awake:  # so nobody brings the later claim as that of one who is there
+        member = host.running._members.get(dead.node_id)
+        assert member is not None
+        assert (member.state, member.claim.incarnation) == ("down", 2)
+    begun_s = world.now_s
+    assert state(sleeper, dead) == "alive"
+    world.run_until(lambda: state(sleeper, dead) == "suspect", 6)
+    world.run_until(lambda: state(sleeper, dead) == "down", 20)
+    assert told(sleeper, dead, begun_s) == [MemberSuspect, MemberDown]
+    assert all(told(host, dead, begun_s) == [] for host in awake), "nobody is misled"
+
+
 @pytest.mark.parametrize("index", [4, 0], ids=["a member", "the seed"])
 def test_evicted_node_rejoins(index: int) -> None:
     world, hosts = fleet(2, 6, GossipConfig(dead_members=1))

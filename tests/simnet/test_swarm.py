@@ -9,9 +9,7 @@ from simnet import runs
 from simnet.sweep import sweep
 
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
-# Open: a node of a fleet above its direct members holds one dead member for alive for 86 s.
-OPEN = {22}
-SEEDS = [seed for seed in range(1, 501 if SOAK else 52) if seed not in OPEN]
+SEEDS = range(1, 501 if SOAK else 51)
 
 
 @pytest.mark.timeout(3600 if SOAK else 420)
