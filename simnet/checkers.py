@@ -22,13 +22,13 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 from crdt.log import Batch
-from gossip.events import Event, MemberDown, MemberLeft, MemberSuspect, MemberUp
 from simnet.faults import Step
 from simnet.health import Health
-from simnet.ledger import Holds, Ledger, Reading
+from simnet.ledger import Holds, Ledger
 from simnet.link import Name
-from simnet.outcome import Spread, Violation
+from simnet.outcome import Episode, Outcome, Spread, Violation, by_kind
 from simnet.scenario import Scenario
+from simnet.workload import Reading, counts_up, number_of
 
 INVARIANTS = (
     "convergence",
@@ -56,11 +56,6 @@ class Broken(Exception):
         return found
 
 
-def waiting_bytes(counters: Mapping[str, int]) -> int:
-    """Return what a node has sent of what waits for its egress."""
-    return sum(counters.get(f"bytes_{kind}", 0) for kind in ("state", "repair", "volatile"))
-
-
 class Sample(NamedTuple):
     """What a node says of itself from time to time, counted from its start."""
 
@@ -70,6 +65,12 @@ class Sample(NamedTuple):
     """Batches of others that it found in two versions."""
     queued: int
     """Items in the longest of its queues."""
+
+    @classmethod
+    def of(cls, counters: Mapping[str, int], queued: int) -> "Sample":
+        """Return what a node's counters say."""
+        sent = sum(counters.get(f"bytes_{kind}", 0) for kind in ("state", "repair", "volatile"))
+        return cls(sent, counters.get("batches_forked", 0), queued)
 
 
 class _Pending(NamedTuple):
@@ -89,6 +90,7 @@ class Checkers:
         self.health = Health(scenario)
         self.ledger = Ledger(holds)
         self.spreads: list[Spread] = []
+        self.episodes: dict[int, Episode] = {}
         self._last: deque[str] = deque(maxlen=_KEPT)
         self._sent: dict[Name, tuple[float, int]] = {}
         self._entries = 0
@@ -96,6 +98,7 @@ class Checkers:
         self._vanished: dict[Name, dict[str, set[int]]] = {}
         self._shown: dict[tuple[Name, str], frozenset[int]] = {}
         self._pending: dict[tuple[bytes, str], _Pending] = {}
+        self._numbers: dict[tuple[bytes, str], int] = {}  # of the newest durable records
         self._frames: dict[Hashable, str] = {}
         self._budgets: dict[Hashable, tuple[float, float, int]] = {}
 
@@ -117,6 +120,12 @@ class Checkers:
         """Take a fault's beginning or end."""
         self.note(at_s, str(step))
         self.health.stepped(at_s, step)
+        if step.begins:
+            what = str(step).removeprefix(f"{step.fault.kind} begins: ")
+            kind, count = step.fault.kind, len(step.names)
+            self.episodes[step.number] = Episode(step.at_s, -1.0, kind, count, what)
+        else:
+            self.episodes[step.number] = self.episodes[step.number]._replace(end_s=step.at_s)
 
     def started(self, at_s: float, name: Name, node_id: bytes, restored: Iterable[bytes]) -> None:
         """Take a node's start, and the signed batches that its journal held."""
@@ -160,15 +169,13 @@ class Checkers:
 
     # ------------------------------------------------------------- what they say
 
-    def event(self, at_s: float, name: Name, event: Event) -> None:
-        """Take what a node has told about another."""
-        if not isinstance(event, MemberUp | MemberSuspect | MemberDown | MemberLeft):
-            return
-        about = self.health.name_of(event.node_id)
-        word = type(event).__name__.removeprefix("Member").lower()
-        if not isinstance(event, MemberUp):
+    def event(self, at_s: float, name: Name, kind: str, node_id: bytes) -> None:
+        """Take what a node has told about another: an event of :mod:`gossip.events`, by name."""
+        about = self.health.name_of(node_id)
+        if kind != "MemberUp":
+            word = kind.removeprefix("Member").lower()
             self.note(at_s, f"{name} holds {about} for {word}")
-        if isinstance(event, MemberDown) and self.health.noticed(at_s, name, event.node_id):
+        if kind == "MemberDown" and self.health.noticed(at_s, name, node_id):
             self.fail("false-death", at_s, f"{name} holds {about} for dead, which is healthy")
 
     def persisted(self, at_s: float, name: Name, batch: Batch) -> None:
@@ -181,9 +188,14 @@ class Checkers:
         if self._entries > allowed * 1.01 + gossip.write_burst:
             what = f"{self._entries} entries were written, {allowed:.0f} were allowed"
             self.fail("budgets", at_s, what)
+        for entry in batch.entries:
+            number = number_of(getattr(entry, "value", None))
+            if counts_up(entry.key) and number > self._numbers.get((batch.origin, entry.key), 0):
+                self._numbers[batch.origin, entry.key] = number
+                self._wrote(at_s, name, entry.key, number)
 
-    def wrote(self, at_s: float, name: Name, key: str, number: int) -> None:
-        """Take that a node's own record is on its way to all."""
+    def _wrote(self, at_s: float, name: Name, key: str, number: int) -> None:
+        """Watch a node's own record on its way to all."""
         origin = self.health.running[name]
         self._close(origin, key)
         others = {one for one in self.health.running if self.health.reachable(one)} - {name}
@@ -272,6 +284,31 @@ class Checkers:
         for frame, reason in self._frames.items():
             if not reason:
                 self.fail("frames", at_s, f"frame {frame} never ended")
+
+    def outcome(
+        self,
+        seed: int,
+        host: str,
+        cryptography: str,
+        violation: Violation | None,
+        counts: Mapping[str, int],
+    ) -> Outcome:
+        """Return what is known here of a run that is over; ``counts`` are all nodes' counters."""
+        return Outcome(
+            scenario=self.scenario.name,
+            seed=seed,
+            host=host,
+            nodes=self.scenario.nodes,
+            cryptography=cryptography,
+            violation=violation,
+            round_s=self.scenario.round_s,
+            down_rounds=tuple(self.health.down_rounds),
+            spreads=tuple(self.spreads),
+            episodes=tuple(self.episodes.values()),
+            bytes_by_kind=by_kind(counts),
+            counts=dict(sorted(counts.items())),
+            notes=(f"batches that nobody could have kept: {self.ledger.exempted}",),
+        )
 
     def _judge_log(self, at_s: float, problem: str | None) -> None:
         if problem is not None:

@@ -13,6 +13,9 @@ from typing import ClassVar, NamedTuple
 
 from simnet.link import Conditions, Name
 
+SEEDS = 3
+"""How many nodes everybody else calls."""
+
 Which = float | int | str | tuple[str, ...]
 """A share below 1, a number of nodes, "all", "zone 2", or names."""
 
@@ -139,38 +142,16 @@ class Partition(Fault):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link(Fault):
-    """What nodes send and receive is treated worse."""
+class Link(Conditions, Fault):
+    """What nodes send and receive is treated worse: these conditions are added to the network's."""
 
     kind = "link"
-    loss: float = 0.0
     delay_s: float = 0.0
     jitter_s: float = 0.0
-    tail: str = "uniform"
-    duplicate: float = 0.0
-    reorder: float = 0.0
-    reorder_s: float = 0.02
-    corrupt: float = 0.0
-    bytes_per_s: float = 0.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.conditions
-
-    @property
-    def conditions(self) -> Conditions:
-        """Return what is added to the network's own."""
-        return Conditions(
-            self.loss,
-            self.delay_s,
-            self.jitter_s,
-            self.tail,
-            self.duplicate,
-            self.reorder,
-            self.reorder_s,
-            self.corrupt,
-            self.bytes_per_s,
-        )
+        Fault.__post_init__(self)
+        Conditions.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +228,11 @@ def names_of(count: int) -> tuple[Name, ...]:
     return tuple(f"n{index}" for index in range(count))
 
 
+def seeds_of(name: Name, count: int) -> tuple[Name, ...]:
+    """Return the nodes that a node calls when it starts."""
+    return tuple(one for one in names_of(min(count, SEEDS + 1)) if one != name)[:SEEDS]
+
+
 def zone_of(name: Name, zones: int) -> int:
     """Return the zone that a node stands in."""
     return int(name[1:]) % zones
@@ -307,8 +293,10 @@ def plan(
             for group in together:
                 at_s = fault.at_s + time * fault.every_s + own_s[group[0]]
                 number += 1
-                steps.append(Step(at_s, number, fault, True, group, others))
                 end_s = _end_s(fault, at_s, duration_s)
+                if end_s == at_s:
+                    continue  # over before it begins
+                steps.append(Step(at_s, number, fault, True, group, others))
                 if end_s is not None:
                     steps.append(Step(end_s, number, fault, False, group, others))
     return sorted(steps, key=lambda step: (step.at_s, step.begins, step.number))

@@ -19,6 +19,7 @@ from simnet.faults import (
     Step,
     names_of,
 )
+from simnet.lasting import Lasting
 from simnet.link import Conditions, Name
 from simnet.scenario import Scenario
 
@@ -42,8 +43,9 @@ class Health:
         self.down_rounds: list[float] = []
         """Probe intervals until all had noticed, one per crash that all could notice."""
         self._interval_s = gossip.probe_interval_s
-        self._touched: dict[Name, set[int]] = {name: set() for name in names_of(scenario.nodes)}
-        self._unsure: dict[Name, set[int]] = {name: set() for name in names_of(scenario.nodes)}
+        names = names_of(scenario.nodes)
+        self._touched = {name: Lasting() for name in names}
+        self._unsure = {name: Lasting() for name in names}
         self._well_s: dict[Name, float] = {}
         self._running: dict[Name, bytes] = {}
         self._names: dict[bytes, Name] = {}
@@ -72,14 +74,14 @@ class Health:
         """Take note of a fault's beginning or end."""
         if isinstance(step.fault, Slow):  # may err about others; others may not about it
             for name in step.names:
-                _mark(self._unsure[name], step)
+                self._unsure[name].step(step)
         if not _touches(step.fault):
             return
         touched = list(step.names)
         if isinstance(step.fault, Cut | Partition):
             touched += [name for side in step.others for name in side]
         for name in touched:
-            _mark(self._touched[name], step)
+            self._touched[name].step(step)
             self._well_s[name] = at_s
 
     def started(self, at_s: float, name: Name, node_id: bytes) -> None:
@@ -114,17 +116,10 @@ class Health:
             self.down_rounds.append((at_s - begun_s) / self._interval_s)
 
 
-def _mark(numbers: set[int], step: Step) -> None:
-    if step.begins:
-        numbers.add(step.number)
-    else:
-        numbers.discard(step.number)
-
-
 def _touches(fault: Fault) -> bool:
     """Tell whether a fault excuses that a node is held for dead."""
     if isinstance(fault, Link):
-        return _hampers(fault.conditions)
+        return _hampers(fault)
     if isinstance(fault, Slow):
         return fault.each_s > _SLOW_S
     if isinstance(fault, Clock):

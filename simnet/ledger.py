@@ -13,23 +13,11 @@ from crdt.codec import decode_batch
 from crdt.entries import AddEntry, OwnerEntry, RegisterEntry
 from crdt.log import Batch, sequences
 from simnet.link import Name
-from simnet.workload import PREFIX, number_of
+from simnet.workload import PREFIX, Reading, number_of
 
 Version = tuple[int, int]
 Holds = Callable[[Name, bytes, Version], bool]
 """Tells whether a node that runs holds a batch."""
-
-
-class Reading(NamedTuple):
-    """What one node reads in the end."""
-
-    owners: Mapping[tuple[bytes, str], int]
-    """(origin, key) -> number."""
-    registers: Mapping[str, tuple[int, bytes, int]]
-    """key -> (timestamp, origin, number)."""
-    elements: Mapping[str, frozenset[int]]
-    horizon: int
-    """The timestamp up to which it shows registers."""
 
 
 class Ledger:

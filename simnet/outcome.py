@@ -1,6 +1,6 @@
 """What came of one run: the verdict, and the figures of its report.
 
-Owns the shape that world, cluster, sweeps and reports share; never computes a figure. Invariant:
+Owns the shape that world, cluster, sweeps and reports share; never measures anything. Invariant:
 an outcome goes through JSON and comes back equal.
 """
 
@@ -83,6 +83,14 @@ class Load:
     mean: float
     most: float
     who: str = ""
+
+    @classmethod
+    def over(cls, of_node: Mapping[str, float], each: float = 1.0) -> "Load":
+        """Return the load of nodes, each one's figure divided by ``each``."""
+        if not of_node:
+            return cls(0.0, 0.0)
+        who, most = max(of_node.items(), key=lambda item: item[1])
+        return cls(sum(of_node.values()) / len(of_node) / each, most / each, who)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,8 @@ class Scenario:
     about: str = ""
     zones: int = 1
     start: str = "cold"
-    """``cold``: all call the first three; ``warm``: all have known each other for long."""
+    """``cold``: all call the first three; ``warm``: all have known each other for long (world), or
+    have called the first three and come to agree before the run begins (cluster)."""
     cryptography: str = "stand-in"
     """``stand-in`` (:mod:`simnet.standin`, world only) or ``real``."""
     gossip: GossipConfig = field(default_factory=GossipConfig)

@@ -12,28 +12,28 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from operator import call
 
 from crdt.log import Batch
-from gossip.events import Event, StateChanged
-from simnet import faults, plants
-from simnet.checkers import Broken, Checkers, Sample, waiting_bytes
+from gossip.events import Event
+from gossip.node import GossipNode
+from simnet import plants
+from simnet.checkers import Broken, Checkers, Sample
 from simnet.city.city import City
 from simnet.city.load import Load as CityLoad
-from simnet.faults import Step
+from simnet.faults import Step, names_of, seeds_of
 from simnet.host import Host
-from simnet.ledger import Reading, Version
+from simnet.injection import Injector
+from simnet.ledger import Version
 from simnet.link import Name
-from simnet.outcome import Episode, Load, Outcome, Sight, Violation, by_kind
-from simnet.poison import poison
+from simnet.outcome import Load, Outcome, Sight, Violation
 from simnet.scenario import Scenario
-from simnet.workload import PREFIX, Write, number_of, value, workload
+from simnet.workload import Write, read, told, workload
 from simnet.world import World
 
 SAMPLE_S = 1.0
-SEEDS = 3
-"""How many nodes everybody else calls."""
-_FLOOD_S = 0.05
-_NONSENSE = 11  # values, one after the other
 _COLLECT = 100_000, 20, 50
 _SAMPLED = 64  # nodes that are looked into each time, in turn
 _LOOKERS = 16  # nodes whose view of the others is sampled for the curve
@@ -69,18 +69,13 @@ class Trial:
         self.world.watch = self
         self.checkers = Checkers(scenario, self._holds)
         self._progress = progress
-        self._steps = scenario.plan(seed)
+        self._injector = Injector(self.world, scenario, seed)
         self._begun_s = self.world.now_s + scenario.time.settle_s
         self._sights: list[Sight] = []
-        self._episodes: dict[int, Episode] = {}
-        self._counts: Counter[str] = Counter()
-        self._sent: Counter[Name] = Counter()  # bytes of the runs that have ended
+        self._nodes: dict[Name, GossipNode] = {}  # that run
+        self._counts: Counter[str] = Counter()  # of those that have ended, as the next two
+        self._sent: Counter[Name] = Counter()
         self._datagrams: Counter[Name] = Counter()
-        self._numbers: dict[tuple[bytes, str], int] = {}
-        self._down: dict[Name, set[int]] = {}  # what keeps a node down
-        self._disks: dict[Name, str] = {}
-        self._floods: set[tuple[int, Name]] = set()
-        self._pauses: dict[Name, set[int]] = {}
         self._heal_s = -1.0
         self._city: City | None = None
 
@@ -113,22 +108,18 @@ class Trial:
 
     def _settle(self) -> None:
         scenario, world = self.scenario, self.world
-        absent = faults.absent(self._steps)
         if scenario.start == "warm":
             hosts = world.warm_fleet(scenario.nodes)
         else:
-            hosts = [world.add(name) for name in faults.names_of(scenario.nodes)]
+            hosts = [world.add(name) for name in names_of(scenario.nodes)]
         if scenario.city is not None:
             self._city = City(world, hosts, CityLoad(scenario, self.seed), watch=self.checkers)
         for index, host in enumerate(hosts):
-            seeds = [one for one in hosts[: SEEDS + 1] if one is not host][:SEEDS]
-            host.seeds = [one.address for one in seeds]
-            if host.node is None and host.name not in absent:
-                world.at(world.now_s + index * 1e-4, host.start)
-        for name in absent:
-            self._down[name] = {0}
+            seeds = seeds_of(host.name, scenario.nodes)
+            host.seeds = [world.hosts[one].address for one in seeds]
+            world.at(world.now_s + index * 1e-4, self._injector.start_if_wanted, host)
         world.after(SAMPLE_S, self._sample)
-        for step in self._steps:
+        for step in self._injector.plan:
             world.at(self._begun_s + step.at_s, self._step, step)
         for write in workload(scenario, self.seed):
             world.at(self._begun_s + write.at_s, self._write, write)
@@ -145,23 +136,22 @@ class Trial:
         self._heal_s = world.now_s - begun_s
         if self._city is not None:  # what was under way has to end by itself
             world.run(max(0.0, self._city.given.drain_s - self._heal_s))
-        running = [host for host in world.hosts.values() if host.node is not None]
-        self.checkers.agreed(self.now_s, {host.name: self._reading(host) for host in running})
+        readings = {host.name: read(host.store, host.now()) for host in self._running()}
+        self.checkers.agreed(self.now_s, readings)
+
+    def _running(self) -> list[Host]:
+        return [host for host in self.world.hosts.values() if host.node is not None]
 
     def _settled(self) -> bool:
         world = self.world
         return (
             world.converged()
             and world.all_live()
-            and all(
-                host.store.complete and not host.store.staged
-                for host in world.hosts.values()
-                if host.node is not None
-            )
+            and all(host.store.complete and not host.store.staged for host in self._running())
         )
 
     def _disagreement(self) -> str:
-        running = [host for host in self.world.hosts.values() if host.node is not None]
+        running = self._running()
         replicas = Counter(host.store.fingerprint() for host in running)
         common = replicas.most_common(1)[0][0]
         apart = [host.name for host in running if host.store.fingerprint() != common]
@@ -178,162 +168,22 @@ class Trial:
             f"{', '.join(blind[:8]) or 'none'}; incomplete: {', '.join(incomplete[:8]) or 'none'}"
         )
 
-    # ------------------------------------------------------------- faults
-
     def _step(self, step: Step) -> None:
         self.checkers.stepped(self.now_s, step)
-        if step.begins:
-            what = str(step).removeprefix(f"{step.fault.kind} begins: ")
-            kind, count = step.fault.kind, len(step.names)
-            self._episodes[step.number] = Episode(step.at_s, -1.0, kind, count, what)
-        elif step.number in self._episodes:
-            episode = self._episodes[step.number]
-            self._episodes[step.number] = episode._replace(end_s=step.at_s)
-        getattr(self, f"_{step.fault.kind}")(step, step.fault)
-
-    def _each(self, step: Step) -> list[Host]:
-        return [self.world.hosts[name] for name in step.names]
-
-    def _keep_down(self, step: Step, disk: str | None) -> None:
-        """Have nodes down while any fault wants them so; ``disk`` None: they say goodbye."""
-        for host in self._each(step):
-            reasons = self._down.setdefault(host.name, set())
-            if step.begins:
-                reasons.add(step.number)
-                if host.node is not None:
-                    self._disks[host.name] = disk or "whole"
-                    host.crash(disk) if disk else host.leave()
-                    if host.node is not None:  # it stands still and cannot say anything
-                        host.crash("whole")
-            else:
-                reasons.discard(step.number)
-                if not reasons and host.node is None:
-                    host.start()
-
-    def _crash(self, step: Step, fault: faults.Crash) -> None:
-        self._keep_down(step, fault.disk)
-
-    def _leave(self, step: Step, fault: faults.Leave) -> None:
-        self._keep_down(step, None)
-
-    def _join(self, step: Step, fault: faults.Join) -> None:
-        for host in self._each(step):
-            self._down[host.name].discard(0)
-            if not self._down[host.name] and host.node is None:
-                host.start()
-
-    def _upgrade(self, step: Step, fault: faults.Upgrade) -> None:
-        for host in self._each(step):
-            host.versions = fault.lowest, fault.highest
-            if host.node is not None:
-                self._disks[host.name] = "whole"
-                host.leave()
-                self.world.after(0.5, self._boot, host)
-
-    def _boot(self, host: Host) -> None:
-        if host.node is None and not self._down.get(host.name):
-            host.start()
-
-    def _pause(self, step: Step, fault: faults.Pause) -> None:
-        for host in self._each(step):
-            reasons = self._pauses.setdefault(host.name, set())
-            if step.begins:
-                reasons.add(step.number)
-                host.pause()
-            else:
-                reasons.discard(step.number)
-                if not reasons:
-                    host.resume()
-
-    def _slow(self, step: Step, fault: faults.Slow) -> None:
-        for host in self._each(step):
-            host.slow_s += fault.each_s if step.begins else -fault.each_s
-            host.slow_s = max(0.0, round(host.slow_s, 9))
-
-    def _clock(self, step: Step, fault: faults.Clock) -> None:
-        for host in self._each(step):
-            sign = 1 if step.begins else -1
-            host.skew_ms += sign * int(fault.offset_s * 1000)
-            if fault.drift_ppm:
-                host.drift(1.0 + fault.drift_ppm / 1e6 if step.begins else 1.0)
-
-    def _full(self, step: Step, fault: faults.Full) -> None:
-        for host in self._each(step):
-            host.disk.full = step.begins
-
-    def _silence(self, step: Step, fault: faults.Silence) -> None:
-        network = self.world.network
-        network.silence(step.names, step.number) if step.begins else network.lift(step.number)
-
-    def _cut(self, step: Step, fault: faults.Cut) -> None:
-        network = self.world.network
-        if step.begins:
-            network.cut(step.names, step.others[0], step.number)
-        else:
-            network.lift(step.number)
-
-    def _partition(self, step: Step, fault: faults.Partition) -> None:
-        network = self.world.network
-        if step.begins:
-            network.partition(*step.others, key=step.number)
-        else:
-            network.lift(step.number)
-
-    def _link(self, step: Step, fault: faults.Link) -> None:
-        network = self.world.network
-        if step.begins:
-            network.worsen(step.names, fault.conditions, step.number)
-        else:
-            network.lift(step.number)
-
-    def _poison(self, step: Step, fault: faults.Poison) -> None:
-        for host in self._each(step):
-            if host.node is not None and step.begins:
-                for number in range(_NONSENSE):
-                    poison(host.store, host.now(), number)
-                    host.commit()
-
-    def _flood(self, step: Step, fault: faults.Flood) -> None:
-        for name in step.names:
-            if step.begins:
-                self._floods.add((step.number, name))
-                self._flood_on(step.number, name, fault.per_s, 0)
-            else:
-                self._floods.discard((step.number, name))
-
-    def _flood_on(self, number: int, name: Name, per_s: float, round_: int) -> None:
-        if (number, name) not in self._floods:
-            return
-        host = self.world.hosts[name]
-        if host.node is not None and not host.paused:
-            for index in range(max(1, round(per_s * _FLOOD_S))):
-                count = round_ * 1000 + index + 1
-                host.store.set_owner(f"{PREFIX}flood/{index % 20}", value(count))
-            host.commit()
-        self.world.after(_FLOOD_S, self._flood_on, number, name, per_s, round_ + 1)
-
-    # ------------------------------------------------------------- writes
+        self._injector.step(step)
 
     def _write(self, write: Write) -> None:
         host = self.world.hosts[write.name]
-        if host.node is None or host.paused:
-            return
-        store, key, number = host.store, write.key, write.number
-        if write.kind == "owner":
-            store.set_owner(key, value(number))
-        elif write.kind == "fleet":
-            store.set_fleet(key, value(number), host.now())
-        elif write.kind == "add":
-            store.add(key, number)
-        elif number in store.elements(key):
-            self.checkers.removing(self.now_s, host.name, key, number)
-            store.remove(key, number)
-        host.commit()
+        if host.node is not None and not host.paused:
+            removing = partial(self.checkers.removing, self.now_s, host.name)
+            write.put(host.store, call, host.now(), removing)
+            host.commit()
 
     # ------------------------------------------------------------- what the machines tell
 
     def started(self, host: Host) -> None:
         """Tell the checkers of a start."""
+        self._nodes[host.name] = host.running
         restored = [raw for _, raw in sorted(host.disk.saved.batches.items())]
         self.checkers.started(self.now_s, host.name, host.node_id, restored)
         if self._city is not None:
@@ -341,8 +191,8 @@ class Trial:
 
     def stopped(self, host: Host) -> None:
         """Tell the checkers of an end."""
-        self._keep_counts(host)
-        forgetful = self._disks.get(host.name, "whole") in ("tail", "lost")
+        self._keep_counts(host.name)
+        forgetful = self._injector.stopped(host.name)
         self.checkers.stopped(self.now_s, host.name, forgetful=forgetful)
         if self._city is not None:
             self._city.stopped(host)
@@ -350,63 +200,27 @@ class Trial:
     def persisted(self, host: Host, batch: Batch) -> None:
         """Tell the checkers of a durable batch."""
         self.checkers.persisted(self.now_s, host.name, batch)
-        for entry in batch.entries:
-            about = batch.origin, entry.key
-            number = number_of(getattr(entry, "value", None))
-            if entry.key.startswith(PREFIX + "owner") and number > self._numbers.get(about, 0):
-                self._numbers[about] = number
-                self.checkers.wrote(self.now_s, host.name, entry.key, number)
 
     def told(self, host: Host, event: Event) -> None:
         """Tell the checkers of an event."""
-        now_s, checkers = self.now_s, self.checkers
         if self._city is not None:
             self._city.told(host, event)
-        if not isinstance(event, StateChanged):
-            checkers.event(now_s, host.name, event)
-            return
-        for change in event.changes:
-            if not change.key.startswith(PREFIX):
-                continue
-            if change.kind == "owner":
-                number = number_of(host.store.owner(change.origin, change.key))
-                checkers.read_record(now_s, host.name, change.origin, change.key, number)
-            elif change.kind == "set":
-                checkers.read_set(now_s, host.name, change.key, _numbers(host, change.key))
+        for fact, *fields in told(host.store, event):
+            getattr(self.checkers, fact)(self.now_s, host.name, *fields)
 
     def _holds(self, name: Name, origin: bytes, version: Version) -> bool:
         host = self.world.hosts[name]
         return host.node is not None and host.store.batch(origin, *version) is not None
 
-    def _reading(self, host: Host) -> Reading:
-        store, now = host.store, host.now()
-        registers = {}
-        for key, found in store.fleet_items(PREFIX, now):
-            entry = store.fleet_entry(key, now)
-            assert entry is not None
-            registers[key] = entry[1], entry[2], number_of(found)
-        return Reading(
-            {
-                (origin, key): number_of(found)
-                for origin, key, found in store.owners(PREFIX)
-                if number_of(found)
-            },
-            registers,
-            {key: frozenset(_numbers(host, key)) for key in store.set_keys(PREFIX)},
-            store.clock.horizon(now),
-        )
-
     # ------------------------------------------------------------- figures
 
     def _sample(self) -> None:
         world, checkers = self.world, self.checkers
-        running = [host for host in world.hosts.values() if host.node is not None]
+        running = self._running()
         stride = 1 + len(running) // _SAMPLED
         for host in running[len(self._sights) % stride :: stride]:
             node = host.running
-            counters = node.counters
-            forked = counters.get("batches_forked", 0)
-            sample = Sample(waiting_bytes(counters), forked, node.longest_queue())
+            sample = Sample.of(node.counters, node.longest_queue())
             checkers.sampled(self.now_s, host.name, sample)
         replicas = Counter(host.store.fingerprint() for host in running)
         agreed = replicas.most_common(1)[0][1] / len(running) if running else 0.0
@@ -420,13 +234,12 @@ class Trial:
             self._progress(self.now_s + time_.settle_s, time_.settle_s + time_.duration_s)
         world.after(SAMPLE_S, self._sample)
 
-    def _keep_counts(self, host: Host) -> None:
+    def _keep_counts(self, name: Name) -> None:
         """Add up what a node that ends has counted."""
-        if host.node is not None:
-            counters = host.node.counters
-            self._counts.update(counters)
-            self._sent[host.name] += counters.get("out_bytes", 0)
-            self._datagrams[host.name] += counters.get("out_datagrams", 0)
+        counters = self._nodes.pop(name).counters
+        self._counts.update(counters)
+        self._sent[name] += counters.get("out_bytes", 0)
+        self._datagrams[name] += counters.get("out_datagrams", 0)
 
     def _fault_of_ours(self, error: Exception) -> Violation:
         """Return the violation that an exception out of the product is."""
@@ -435,46 +248,26 @@ class Trial:
         return self.checkers.violation("sound", self.now_s, what)
 
     def _outcome(self, violation: Violation | None, wall_s: float, cpu_s: float) -> Outcome:
-        scenario, world = self.scenario, self.world
-        for host in world.hosts.values():
-            self._keep_counts(host)
+        for name in list(self._nodes):
+            self._keep_counts(name)
+        scenario = self.scenario
         ran_s = max(SAMPLE_S, self.now_s + scenario.time.settle_s)
-        return Outcome(
-            scenario=scenario.name,
-            seed=self.seed,
-            host="world",
-            nodes=scenario.nodes,
-            cryptography=scenario.cryptography,
-            trace_hash=world.trace_hash(),
-            violation=violation,
+        judged = self.checkers.outcome(
+            self.seed, "world", scenario.cryptography, violation, self._counts
+        )
+        return replace(
+            judged,
+            trace_hash=self.world.trace_hash(),
             ran_s=ran_s,
             wall_s=wall_s,
             cpu_s=cpu_s,
             memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             emulated=self._city is not None,
             frames=self._city.frames() if self._city is not None else (),
-            round_s=scenario.round_s,
             heal_s=self._heal_s,
-            down_rounds=tuple(self.checkers.health.down_rounds),
-            spreads=tuple(self.checkers.spreads),
             sights=tuple(self._sights),
-            episodes=tuple(self._episodes.values()),
             loads={
-                "sent_bytes_per_s": _load(self._sent, ran_s),
-                "datagrams_per_s": _load(self._datagrams, ran_s),
+                "sent_bytes_per_s": Load.over(self._sent, ran_s),
+                "datagrams_per_s": Load.over(self._datagrams, ran_s),
             },
-            bytes_by_kind=by_kind(self._counts),
-            counts=dict(sorted(self._counts.items())),
-            notes=(f"batches that nobody could have kept: {self.checkers.ledger.exempted}",),
         )
-
-
-def _numbers(host: Host, key: str) -> list[int]:
-    return [one for one in host.store.elements(key) if isinstance(one, int)]
-
-
-def _load(of_node: Counter[Name], ran_s: float) -> Load:
-    if not of_node:
-        return Load(0.0, 0.0)
-    name, most = max(of_node.items(), key=lambda item: item[1])
-    return Load(sum(of_node.values()) / len(of_node) / ran_s, most / ran_s, name)

@@ -1,12 +1,14 @@
-"""How many nodes this machine can run.
+"""What nodes take of this machine: how many fit, and what those that run use.
 
-Owns the limits and what one node takes of them. Never lowers a limit; raises the soft one of open
-files. Invariant: what is refused is refused before anything was started, with what would fit.
+Owns the limits, what one node takes of them, and the reading of /proc. Never lowers a limit; raises
+the soft one of open files. Invariants: what is refused is refused before anything was started, with
+what would fit; a process that is gone used nothing any more.
 """
 
 import os
 import resource
 from pathlib import Path
+from typing import NamedTuple
 
 from simnet.cluster.setting import HIGHEST_PORT, LOWEST_PORT
 from simnet.scenario import Scenario
@@ -19,6 +21,7 @@ _NODE_PORTS = 2
 _SPARE_FILES = 64
 _FREE_PART = 0.8
 """Of the memory that is free now."""
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def refuse_unfit(scenario: Scenario) -> None:
@@ -88,3 +91,36 @@ def _group(name: str) -> int | None:
         return int((Path("/sys/fs/cgroup") / path / name).read_text())
     except (OSError, ValueError):
         return None
+
+
+class Memory(NamedTuple):
+    """A process' memory in MiB."""
+
+    pss: float
+    """Proportional: what it shares counts in parts."""
+    own: float
+    """What it shares with nobody."""
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def memory(pid: int) -> Memory:
+    """Return what a process holds. The kernel walks all its pages: some milliseconds."""
+    found = {"Pss": 0, "Private_Clean": 0, "Private_Dirty": 0}
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name in found:
+            found[name] = int(rest.split()[0])
+    own = found["Private_Clean"] + found["Private_Dirty"]
+    return Memory(found["Pss"] / 1024, own / 1024)

@@ -1,8 +1,10 @@
 """A node of a cluster: the real daemon, with the scenario where it meets the world outside.
 
-Owns this process' faults and what it tells the controller. Never reaches into the protocol: its
-faults are those of clocks, networks and disks. Invariant: what happens to it when follows from the
-scenario, the seed and the run's zero, which the controller tells.
+Owns this process' faults, what it writes, and what it tells the controller: facts, each with its
+time on the clock that all share. Never reaches into the protocol: its faults are those of clocks,
+networks and disks, and its writes go the way of the daemon's own. Never makes the daemon wait.
+Invariants: what happens to it when follows from the scenario, the seed and the run's zero, which
+the controller tells; facts arrive in the order in which they were told.
 """
 
 import asyncio
@@ -10,35 +12,40 @@ import gc
 import logging
 import os
 import resource
+import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import aiohttp
+import msgpack
 import uvloop
 
 from crdt.log import Batch
 from edge_node import clock, config, daemon, service
 from edge_node.config import Config
 from edge_node.daemon import Daemon
-from gossip import Event, KeysChanged, StateChanged
-from simnet.cluster.reports import Reports
+from gossip import Event
+from simnet import poison
+from simnet.cluster.outside import Connector, Host, Skew, Wire
 from simnet.cluster.setting import Setting
-from simnet.cluster.skew import Skew
-from simnet.cluster.wire import Connector, Host, Wire, follow
-from simnet.cluster.writing import Writing
 from simnet.faults import Clock, Flood, Poison, Slow, Step
+from simnet.lasting import Lasting, follow
 from simnet.link import Name, Network
-from simnet.workload import PREFIX, number_of
+from simnet.workload import FLOOD_S, Write, flood, read, told, workload
 
 SAMPLE_S = 1.0
 """Least time between two samples."""
 
 _PART = 256
 """Entries of a reading in one fact."""
+
+_MOST_BYTES = 65_536
+"""Of one thing that the controller says."""
 
 
 class Given(NamedTuple):
@@ -64,6 +71,7 @@ class Node(Daemon):
         self._network = Network(setting.seed, setting.scenario.network)
         self._wire = Wire(name, setting.name_at.get, self._network)
         self._skew = Skew()
+        self._lasting = Lasting()
         clock.now = self._skew.now
         self._loop = asyncio.get_running_loop()
         self._reports = Reports(setting.reports, name, self._heard)
@@ -104,30 +112,55 @@ class Node(Daemon):
 
     def _follow_plan(self, zero_s: float) -> None:
         """Carry out what the plan has for this node, in time; what lasts, at once."""
-        writing = Writing(self, self._loop, partial(self._reports.tell, "removing"))
-        now_s = time.monotonic()
+        after, now_s = self._loop.call_later, time.monotonic()
         for step in self.setting.plan:
             wait_s = zero_s + step.at_s - now_s
             if wait_s > 0:
-                self._loop.call_later(wait_s, self._do, step, writing)
+                after(wait_s, self._do, step)
             elif not isinstance(step.fault, Poison):
-                self._do(step, writing)
-        writing.begin(self.setting, self.name, zero_s)
+                self._do(step)
+        for write in workload(self.setting.scenario, self.setting.seed):
+            wait_s = zero_s + write.at_s - now_s
+            if write.name == self.name and wait_s >= 0:
+                after(wait_s, self._write, write)
 
-    def _do(self, step: Step, writing: Writing) -> None:
+    def _do(self, step: Step) -> None:
         follow(self._network, step)
         if self.name not in step.names:
             return
-        fault = step.fault
+        fault, lasting = step.fault, self._lasting
+        lasting.step(step)
         if isinstance(fault, Slow):
-            self._wire.slow_s += fault.each_s if step.begins else -fault.each_s
+            self._wire.slow_s = sum(one.each_s for one in lasting.of(Slow))
         elif isinstance(fault, Clock):
-            self._skew.turn(fault.offset_s, fault.drift_ppm if step.begins else 0.0, step.begins)
+            clocks = lasting.of(Clock)
+            drift_ppm = sum(one.drift_ppm for one in clocks)
+            self._skew.turn(sum(one.offset_s for one in clocks), drift_ppm)
             self.udp.kick()
-        elif isinstance(fault, Flood):
-            writing.flood(fault.per_s if step.begins else 0.0)
+        elif isinstance(fault, Flood) and step.begins:
+            self._loop.call_soon(self._flood, step.number, fault.per_s, 0)
         elif isinstance(fault, Poison):
-            writing.poison()
+            for round_ in range(poison.ROUNDS):
+                self._loop.call_later(round_ * poison.EACH_S, self._poison, round_)
+
+    # What it writes
+
+    def _write(self, write: Write) -> None:
+        removing = partial(self._reports.tell, "removing")
+        write.put(self.store, self.writes.stage, clock.now(), removing)
+        self.writes.commit()
+
+    def _flood(self, number: int, per_s: float, round_: int) -> None:
+        if number in self._lasting:
+            flood(self.store, self.writes.stage, per_s, round_)
+            self.writes.commit()
+            self._loop.call_later(FLOOD_S, self._flood, number, per_s, round_ + 1)
+
+    def _poison(self, round_: int) -> None:
+        poison.spread(self.store, self.writes.stage, clock.now(), round_)
+        self.writes.commit()
+        self.gossip.set_volatile("load", poison.report(round_), clock.now())
+        self.udp.kick()
 
     # What it tells
 
@@ -135,15 +168,8 @@ class Node(Daemon):
         self._reports.tell("persisted", batch.raw)
 
     def _told(self, event: Event) -> None:
-        if isinstance(event, StateChanged):
-            for change in event.changes:
-                if change.kind == "owner" and change.key.startswith(f"{PREFIX}owner"):
-                    number = number_of(self.store.owner(change.origin, change.key))
-                    self._reports.tell("record", change.origin, change.key, number)
-                elif change.kind == "set" and change.key.startswith(PREFIX):
-                    self._reports.tell("set", change.key, self._numbers(change.key))
-        elif not isinstance(event, KeysChanged):
-            self._reports.tell("event", type(event).__name__, event.node_id)
+        for fact in told(self.store, event):
+            self._reports.tell(*fact)
         self._sample_soon()
 
     def _sample_soon(self) -> None:
@@ -169,24 +195,66 @@ class Node(Daemon):
 
     def _look(self) -> None:
         """Tell all that the workload's keys read now, in parts, and then the horizon."""
-        store, now = self.store, clock.now()
-        owners = [
-            (origin, key, number)
-            for origin, key, found in store.owners(PREFIX)
-            if (number := number_of(found))
-        ]
+        reading = read(self.store, clock.now())
+        owners = [(*about, number) for about, number in reading.owners.items()]
         for first in range(0, len(owners), _PART):
             self._reports.tell("owners", owners[first : first + _PART])
-        for key, found in store.fleet_items(PREFIX, now):
-            entry = store.fleet_entry(key, now)
-            assert entry is not None
-            self._reports.tell("register", key, entry[1], entry[2], number_of(found))
-        for key in store.set_keys(PREFIX):
-            self._reports.tell("elements", key, self._numbers(key))
-        self._reports.tell("looked", store.clock.horizon(now), self.gossip.counters)
+        for key, register in reading.registers.items():
+            self._reports.tell("register", key, *register)
+        for key, numbers in reading.elements.items():
+            self._reports.tell("elements", key, list(numbers))
+        self._reports.tell("looked", reading.horizon, self.gossip.counters)
 
-    def _numbers(self, key: str) -> list[int]:
-        return [one for one in self.store.elements(key) if isinstance(one, int)]
+
+class Reports:
+    """The way to the controller."""
+
+    def __init__(self, address: str, name: str, heard: Callable[[list[Any]], None]) -> None:
+        """Connect to the controller; ``heard`` gets what it says. Raises OSError."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.connect("\0" + address)
+        self._heard = heard
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[bytes] = deque()
+        self._socket.send(msgpack.packb(["hello", time.monotonic(), name]))
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._read)
+
+    def tell(self, kind: str, *fields: Any) -> None:
+        """Tell a fact that is true now."""
+        data: bytes = msgpack.packb([kind, time.monotonic(), *fields])
+        if self._waiting or not self._send(data):
+            if not self._waiting:
+                self._loop.add_writer(self._socket, self._send_waiting)
+            self._waiting.append(data)
+
+    def _send_waiting(self) -> None:
+        while self._waiting and self._send(self._waiting[0]):
+            self._waiting.popleft()
+        if not self._waiting:
+            self._loop.remove_writer(self._socket)
+
+    def _send(self, data: bytes) -> bool:
+        """Tell whether the socket took it; without a controller nothing matters any more."""
+        try:
+            self._socket.send(data)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_MOST_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._heard(msgpack.unpackb(data))
+        else:  # the controller is gone; the launcher ends this process
+            self._loop.remove_reader(self._socket)
 
 
 def _keep_shared() -> int:

@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from simnet.checkers import Broken, Checkers
-from simnet.cluster import figures
-from simnet.cluster.capacity import refuse_unfit
+from simnet.cluster.capacity import cpu_s, memory, refuse_unfit
 from simnet.cluster.machines import Machines
 from simnet.cluster.processes import ClusterError, Fact, Processes
 from simnet.cluster.setting import Setting, free_ports
-from simnet.cluster.watching import Watching, load
-from simnet.faults import Step
+from simnet.cluster.watching import Watching
 from simnet.link import Name
-from simnet.outcome import Episode, Outcome, Violation
+from simnet.outcome import Load, Outcome, Violation
 from simnet.scenario import Scenario
 
 SIGHT_S = 1.0
@@ -78,7 +76,6 @@ class Course:
         reports = f"simnet-{secrets.token_hex(8)}"
         self.setting = Setting(scenario, seed, folder.resolve(), temporary, reports, pairs)
         self.setting.write_files()
-        self._episodes: dict[int, Episode] = {}
         self._heal_s = -1.0
         self._cpu_begun: dict[int, float] = {}
 
@@ -115,7 +112,7 @@ class Course:
     # ------------------------------------------------------------- the course of it
 
     def _come_up(self) -> None:
-        """Start all that begin, and wait until they are up (warm: until they all agree)."""
+        """Start all that begin, and wait until they are up; if warm, until they agree."""
         warm, wanted = self.scenario.start == "warm", self.machines.wanted
         limit_s = time.monotonic() + _UP_S + _UP_NODE_S * len(wanted)
         self._facts: list[Fact] = []
@@ -161,7 +158,7 @@ class Course:
         self._facts.clear()
         self._pass(-_AHEAD_S)
         self._tell_all("zero", self._zero_s)
-        self._cpu_begun = {pid: figures.cpu_s(pid) for pid in self.processes.pids.values()}
+        self._cpu_begun = {pid: cpu_s(pid) for pid in self.processes.pids.values()}
         self._pass(0.0)
 
     def _live(self) -> None:
@@ -169,7 +166,6 @@ class Course:
         for step in self.setting.plan:
             self._pass(step.at_s)
             self.watching.checkers.stepped(step.at_s, step)
-            self._remember(step)
             self.machines.step(step)
         self._pass(self.scenario.time.duration_s)
 
@@ -230,15 +226,6 @@ class Course:
             self.processes.say(fact.name, "zero", self._zero_s)
         self.watching.take(fact)
 
-    def _remember(self, step: Step) -> None:
-        if step.begins:
-            what = str(step).removeprefix(f"{step.fault.kind} begins: ")
-            kind, count = step.fault.kind, len(step.names)
-            self._episodes[step.number] = Episode(step.at_s, -1.0, kind, count, what)
-        elif step.number in self._episodes:
-            episode = self._episodes[step.number]
-            self._episodes[step.number] = episode._replace(end_s=step.at_s)
-
     # ------------------------------------------------------------- what goes wrong
 
     def _disagreement(self) -> str:
@@ -270,45 +257,36 @@ class Course:
     # ------------------------------------------------------------- figures
 
     def _outcome(self, violation: Violation | None) -> Outcome:
-        scenario, pids = self.scenario, dict(self.processes.pids)
+        pids = dict(self.processes.pids)
         ran_s = max(SIGHT_S, time.monotonic() - self._launched_s)
-        used_s = {name: figures.cpu_s(pid) for name, pid in pids.items()}
+        used_s = {name: cpu_s(pid) for name, pid in pids.items()}
         share = {
             name: (used_s[name] - self._cpu_begun[pid]) / max(SIGHT_S, self.now_s)
             for name, pid in pids.items()
             if pid in self._cpu_begun
         }
-        held = {name: figures.memory(pid) for name, pid in pids.items()}
-        checkers = self.watching.checkers
-        notes = [f"batches that nobody could have kept: {checkers.ledger.exempted}"]
-        if violation is not None:
-            notes.append(f"the daemons' files and logs: {self.setting.folder}")
-        return Outcome(
-            scenario=scenario.name,
-            seed=self.seed,
-            host="cluster",
-            nodes=scenario.nodes,
-            cryptography="real",
-            violation=violation,
+        held = {name: memory(pid) for name, pid in pids.items()}
+        watching = self.watching
+        judged = watching.checkers.outcome(
+            self.seed, "cluster", "real", violation, watching.counts()
+        )
+        kept = () if violation is None else (f"the daemons' files and logs: {self.setting.folder}",)
+        return replace(
+            judged,
             ran_s=ran_s,
             wall_s=ran_s,
             cpu_s=sum(used_s.values()) + sum(self.processes.cpu_s.values()),
             memory_mib=sum(one.pss for one in held.values()),
-            round_s=scenario.round_s,
             heal_s=self._heal_s,
-            down_rounds=tuple(checkers.health.down_rounds),
-            spreads=tuple(checkers.spreads),
-            sights=tuple(self.watching.sights),
-            episodes=tuple(self._episodes.values()),
+            sights=tuple(watching.sights),
             loads={
-                "sent_bytes_per_s": self.watching.load("out_bytes", ran_s),
-                "datagrams_per_s": self.watching.load("out_datagrams", ran_s),
-                "cpu_share": load(share),
-                "pss_mib": load({name: one.pss for name, one in held.items()}),
-                "beyond_shared_mib": load({name: one.own for name, one in held.items()}),
+                "sent_bytes_per_s": watching.load("out_bytes", ran_s),
+                "datagrams_per_s": watching.load("out_datagrams", ran_s),
+                "cpu_share": Load.over(share),
+                "pss_mib": Load.over({name: one.pss for name, one in held.items()}),
+                "beyond_shared_mib": Load.over({name: one.own for name, one in held.items()}),
             },
-            counts=dict(sorted(self.watching.counts().items())),
-            notes=tuple(notes),
+            notes=(*judged.notes, *kept),
         )
 
 

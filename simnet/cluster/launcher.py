@@ -6,8 +6,10 @@ this process does not outlive the controller's end of the socket: if the control
 is temporary is removed here.
 """
 
+import asyncio
 import ctypes
 import gc
+import logging
 import os
 import resource
 import select
@@ -17,17 +19,20 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import msgpack
+import uvloop
 
+from edge_node.daemon import Daemon
 from simnet.cluster import child
-from simnet.cluster.rehearsal import rehearse
 from simnet.cluster.setting import unpacked
 
 MOST_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 5.0
+_MEETING_S = 2.0
 
 
 class Launcher:
@@ -145,13 +150,51 @@ def _become(control: socket.socket, wake: int, run: Callable[[], int]) -> NoRetu
         os._exit(status)
 
 
+def rehearse(given: child.Given) -> None:
+    """Have two daemons meet once, on states that are thrown away, before any node is forked.
+
+    What a process does for the first time (modules imported late, tables of libraries, specialised
+    code) every node would do again, in memory of its own: done here, it is shared.
+
+    Raises:
+        AssertionError: a thread is left, so that this process must not be forked.
+    """
+    logging.disable(logging.CRITICAL)
+    folder = given.setting.folder / "rehearsal"
+    daemons = []
+    for name in given.setting.names[:2]:
+        config = given.configs[name]
+        node = replace(config.node, state_dir=folder / name)
+        daemons.append(Daemon(replace(config, node=node), lambda: None))
+    try:
+        uvloop.run(_meet(daemons))
+    finally:
+        logging.disable(logging.NOTSET)
+        shutil.rmtree(folder, ignore_errors=True)
+    threads = os.listdir("/proc/self/task")
+    assert len(threads) == 1, f"{len(threads)} threads are left"
+
+
+async def _meet(daemons: list[Daemon]) -> None:
+    try:
+        for daemon in daemons:
+            await daemon.start()
+        async with asyncio.timeout(_MEETING_S):
+            await asyncio.gather(*(daemon.writes.acquainted.wait() for daemon in daemons))
+    except TimeoutError:  # one node alone, or a busy machine: less is shared then
+        pass
+    finally:
+        for daemon in daemons:
+            await daemon.stop()
+
+
 def main(descriptor: int) -> None:
     """Serve the controller at the other end of a socket."""
     control = socket.socket(fileno=descriptor)
     setting = unpacked(msgpack.unpackb(control.recv(MOST_BYTES)))
     assert setting.plan is not None  # made once, for all
-    rehearse(setting)
     given = child.Given(setting, child.configs(setting))
+    rehearse(given)
     wake, woken = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)

@@ -1,8 +1,11 @@
 """Which nodes run, and what is done to their processes.
 
-Owns the faults that befall a process as a whole: crash, leave, join, pause, upgrade, a full disk.
-Never judges. Invariant: a node runs while no fault wants it down; what it finds when it comes back
-is what the fault says.
+Owns the faults that befall a process as a whole: crash, leave, join, pause, upgrade, a full disk;
+and what a crash does to the journal's files of a node that no longer runs. Never judges.
+Invariants: a node runs while no fault wants it down; what it finds when it comes back a power cut
+could leave: whole transactions, and behind them perhaps a part of one.
+
+Source: SQLite's file format, section 4 (the write-ahead log).
 """
 
 import os
@@ -11,17 +14,25 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
+from pathlib import Path
+from struct import unpack_from
 
+from edge_node.fleet.database import EPOCH_NAME, FILE_NAME
 from gossip.sealing import VERSIONS
-from simnet.cluster.damage import damage
 from simnet.cluster.processes import Processes, how_ended
 from simnet.cluster.setting import Setting
-from simnet.faults import Crash, Full, Join, Leave, Pause, Step, Upgrade, absent
+from simnet.faults import Crash, Full, Join, Leave, Pause, Step, Upgrade
+from simnet.lasting import before
 from simnet.link import Name
 
 _LEAVE_S = 15.0
 _LINK_S = 0.02  # of a processor, generously: what two real daemons take to shake hands
 _RETRY_S = 1.0
+_HEADER_BYTES = 32
+_FRAME_HEADER_BYTES = 24
+_MOST_LOST = 6
+_CHECKPOINT_FRAMES = 64
+"""From so many on the log is in the database as well: nothing of it can be lost any more."""
 
 
 class Machines:
@@ -32,11 +43,7 @@ class Machines:
         """Who ended without being told to, and how."""
         self._setting, self._processes = setting, processes
         self._versions = dict.fromkeys(setting.names, VERSIONS)
-        self._down: dict[Name, set[int]] = {name: set() for name in setting.names}
-        for name in absent(setting.plan):
-            self._down[name].add(0)
-        self._pauses: dict[Name, set[int]] = {name: set() for name in setting.names}
-        self._full: dict[Name, set[int]] = {name: set() for name in setting.names}
+        self._lasting = before(setting.plan, setting.names)
         self._disks: dict[Name, tuple[str, int]] = {}  # what a node that ends finds later
         self._told: set[Name] = set()  # to end
         self._alive: set[Name] = set()
@@ -46,7 +53,7 @@ class Machines:
     @property
     def wanted(self) -> frozenset[Name]:
         """The nodes that are to run now."""
-        return frozenset(name for name, reasons in self._down.items() if not reasons)
+        return frozenset(name for name, lasting in self._lasting.items() if not lasting.down)
 
     def start_all(self) -> Iterator[float]:
         """Start every node that is there from the beginning; yield how long to wait in between.
@@ -62,20 +69,16 @@ class Machines:
         """Tell whether the disk of a node that is ending drops what it acknowledged."""
         return self._disks.get(name, ("whole", 0))[0] in ("tail", "lost")
 
-    def paused(self, name: Name) -> bool:
-        """Tell whether a node stands still."""
-        return bool(self._pauses[name])
-
     def step(self, step: Step) -> None:
         """Carry out a step of the plan, as far as it is about processes."""
         fault = step.fault
         for name in step.names:
+            self._lasting[name].step(step)
             if isinstance(fault, Crash):
                 self._keep_down(name, step, fault.disk)
             elif isinstance(fault, Leave):
                 self._keep_down(name, step, None)
             elif isinstance(fault, Join):
-                self._down[name].discard(0)
                 self._start_if_wanted(name)
             elif isinstance(fault, Upgrade):
                 self._versions[name] = fault.lowest, fault.highest
@@ -84,13 +87,12 @@ class Machines:
             elif isinstance(fault, Pause):
                 self._pause(name, step)
             elif isinstance(fault, Full):
-                _mark(self._full[name], step)
-                self._processes.fill_disk(name, bool(self._full[name]))
+                self._processes.fill_disk(name, self._is_full(name))
 
     def gone(self, name: Name, status: int) -> None:
         """Take that a process has ended; start it again if it is to run."""
         self._alive.discard(name)
-        self._pauses[name].clear()
+        self._lasting[name].forget(Pause)
         disk, number = self._disks.pop(name, ("whole", 0))
         asked = name in self._told
         self._told.discard(name)
@@ -98,7 +100,9 @@ class Machines:
             rng = random.Random(f"{self._setting.seed} disk {name} {number}")
             damage(self._setting.state_of(name), disk, rng)
             self._start_if_wanted(name)
-        elif status and self._full[name]:  # a new journal finds no room: as a service would, again
+        elif status and self._is_full(
+            name
+        ):  # a new journal finds no room: as a service would, again
             self._at(time.monotonic() + _RETRY_S, self._start_if_wanted, name)
         else:
             self.unasked.append((name, how_ended(status)))
@@ -114,18 +118,16 @@ class Machines:
             action(*arguments)
 
     def _keep_down(self, name: Name, step: Step, disk: str | None) -> None:
-        reasons = self._down[name]
-        _mark(reasons, step)
         if step.begins and name in self._alive:
             self._end(name, disk, step.number)
-        elif not reasons:
+        else:
             self._start_if_wanted(name)
 
     def _end(self, name: Name, disk: str | None, number: int) -> None:
         """Have a node end: ``disk`` None: in order, unless it stands still."""
         self._told.add(name)
         self._disks.setdefault(name, (disk or "whole", number))
-        if disk is None and not self._pauses[name]:
+        if disk is None and not self._lasting[name].of(Pause):
             self._processes.signal(name, signal.SIGTERM)
             self._at(time.monotonic() + _LEAVE_S, self._overdue, name, number)
         else:
@@ -136,31 +138,66 @@ class Machines:
             self.unasked.append((name, f"did not stop within {_LEAVE_S:g} s"))
 
     def _pause(self, name: Name, step: Step) -> None:
-        reasons = self._pauses[name]
-        _mark(reasons, step)
+        lasting = self._lasting[name]
         if name not in self._alive or name in self._told:
-            reasons.clear()
+            lasting.forget(Pause)
         elif step.begins:
             self._processes.signal(name, signal.SIGSTOP)
-        elif not reasons:
+        elif not lasting.of(Pause):
             self._processes.signal(name, signal.SIGCONT)
 
     def _start_if_wanted(self, name: Name) -> None:
-        if not self._down[name] and name not in self._alive:
+        if not self._lasting[name].down and name not in self._alive:
             self._start(name)
+
+    def _is_full(self, name: Name) -> bool:
+        return bool(self._lasting[name].of(Full))
 
     def _start(self, name: Name) -> None:
         self._alive.add(name)
-        self._processes.start(name, self._versions[name], full=bool(self._full[name]))
+        self._processes.start(name, self._versions[name], full=self._is_full(name))
 
     def _at(self, when_s: float, action: Callable[..., None], *arguments: object) -> None:
         self._order += 1
         heappush(self._agenda, (when_s, self._order, action, arguments))
 
 
-def _mark(reasons: set[int], step: Step) -> None:
-    """Keep the faults that hold a node in a state."""
-    if step.begins:
-        reasons.add(step.number)
-    else:
-        reasons.discard(step.number)
+def damage(state: Path, kind: str, rng: random.Random) -> None:
+    """Do to a node's folder what a disk of a kind of :mod:`simnet.disk` does in a crash."""
+    if kind == "lost":
+        for name in (FILE_NAME, f"{FILE_NAME}-wal"):
+            (state / name).unlink(missing_ok=True)
+        if rng.random() < 0.5:
+            (state / EPOCH_NAME).unlink(missing_ok=True)
+    elif kind in ("torn", "tail"):
+        wal = state / f"{FILE_NAME}-wal"
+        data = wal.read_bytes() if wal.exists() else b""
+        commits = _commits(data)
+        if kind == "torn" and commits:
+            frame_bytes = (commits[-1] - _HEADER_BYTES) // _frames(data, commits[-1])
+            begun = data[_HEADER_BYTES : _HEADER_BYTES + rng.randrange(1, frame_bytes)]
+            wal.write_bytes(data[: commits[-1]] + begun)
+        elif commits and _frames(data, commits[-1]) < _CHECKPOINT_FRAMES:
+            kept = max(1, len(commits) - rng.randint(1, _MOST_LOST))
+            wal.write_bytes(data[: commits[kept - 1]])
+
+
+def _commits(data: bytes) -> list[int]:
+    """Return where the transactions of a log end."""
+    if len(data) < _HEADER_BYTES:
+        return []
+    page_bytes, salts = unpack_from(">I", data, 8)[0], data[16:24]
+    found = []
+    frame_bytes = _FRAME_HEADER_BYTES + page_bytes
+    for begin in range(_HEADER_BYTES, len(data) - frame_bytes + 1, frame_bytes):
+        if data[begin + 8 : begin + 16] != salts:
+            break  # of the log before, whose place this one takes
+        if unpack_from(">I", data, begin + 4)[0]:
+            found.append(begin + frame_bytes)
+    return found
+
+
+def _frames(data: bytes, end: int) -> int:
+    """Return how many frames a log has up to a place."""
+    page_bytes: int = unpack_from(">I", data, 8)[0]
+    return (end - _HEADER_BYTES) // (_FRAME_HEADER_BYTES + page_bytes)

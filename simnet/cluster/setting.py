@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from simnet import scenario as scenarios
-from simnet.faults import Step, names_of
+from simnet.faults import Step, names_of, seeds_of
 from simnet.link import Name
 from simnet.scenario import Scenario
 
 API_HOST = "127.0.0.1"
-SEEDS = 3
 LOWEST_PORT, HIGHEST_PORT = 20_000, 32_000
 """Below the range that the kernel hands out, so that no port is gone when its node comes back."""
 
@@ -81,11 +80,8 @@ class Setting:
 
     def _config_text(self, index: int, name: Name) -> str:
         gossip, api = self.ports[index]
-        seeds = [
-            f"{host_of(name)}:{self.ports[place][0]}"
-            for place, name in enumerate(self.names[: SEEDS + 1])
-            if place != index
-        ][:SEEDS]
+        port_of = {one: port for port, one in self.name_at.items()}
+        seeds = [f"{host_of(one)}:{port_of[one]}" for one in seeds_of(name, len(self.names))]
         lines = [
             "[node]",
             f'name = "{name}"',

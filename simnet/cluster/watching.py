@@ -5,21 +5,19 @@ wrong: :mod:`simnet.checkers` does. Invariant: facts come to the checkers in the
 were told, with their own times.
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
 from math import inf
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from crdt.codec import decode_batch
-from gossip.events import MemberDown, MemberLeft, MemberSuspect, MemberUp
 from simnet.checkers import Checkers, Sample
 from simnet.cluster.processes import Fact
-from simnet.ledger import Reading
 from simnet.link import Name
 from simnet.outcome import Load, Sight
-from simnet.workload import PREFIX, number_of
+from simnet.workload import Reading
 
-_NOWHERE = ("", 0)
+_JUDGED = ("event", "read_record", "read_set", "removing")
+"""Facts that are for the checkers alone."""
 
 
 class View(NamedTuple):
@@ -31,13 +29,6 @@ class View(NamedTuple):
     live: int
     whole: bool
     """Nothing that it knows of is missing, and nothing waits to be written."""
-
-
-@dataclass
-class _Look:
-    owners: dict[tuple[bytes, str], int] = field(default_factory=dict)
-    registers: dict[str, tuple[int, bytes, int]] = field(default_factory=dict)
-    elements: dict[str, frozenset[int]] = field(default_factory=dict)
 
 
 class Watching:
@@ -52,16 +43,18 @@ class Watching:
         self.sights: list[Sight] = []
         self._zero_s = zero_s
         self._viewed_s: dict[Name, float] = {}
-        self._looks: dict[Name, _Look] = {}
+        self._looks = defaultdict[Name, Reading](lambda: Reading({}, {}, {}, 0))
         self._restored: dict[Name, list[bytes]] = {}
         self._running: set[Name] = set()
-        self._numbers: dict[tuple[bytes, str], int] = {}
         self._counters: dict[Name, dict[str, int]] = {}  # of each node's present run
         self._former: dict[Name, Counter[str]] = {}
 
     def take(self, fact: Fact) -> None:
         """Take a fact. Raises Broken."""
-        handler = getattr(self, f"_{fact.kind}", None)
+        if fact.kind in _JUDGED:
+            handler = getattr(self.checkers, fact.kind)
+        else:
+            handler = getattr(self, f"_{fact.kind}", None)
         if handler is not None:
             handler(fact.mono_s - self._zero_s, fact.name, *fact.fields)
 
@@ -101,7 +94,9 @@ class Watching:
 
     def load(self, counter: str, ran_s: float) -> Load:
         """Return a counter's increase per second, over the nodes."""
-        return load({n: self._counted(n)[counter] / ran_s for n in self._counters | self._former})
+        return Load.over(
+            {n: self._counted(n)[counter] for n in self._counters | self._former}, ran_s
+        )
 
     def _counted(self, name: Name) -> Counter[str]:
         return self._former.get(name, Counter()) + Counter(self._counters.get(name, {}))
@@ -125,32 +120,7 @@ class Watching:
         self.checkers.stopped(at_s, name, forgetful=forgetful)
 
     def _persisted(self, at_s: float, name: Name, raw: bytes) -> None:
-        batch = decode_batch(raw)
-        self.checkers.persisted(at_s, name, batch)
-        for entry in batch.entries:
-            about = batch.origin, entry.key
-            number = number_of(getattr(entry, "value", None))
-            if entry.key.startswith(f"{PREFIX}owner") and number > self._numbers.get(about, 0):
-                self._numbers[about] = number
-                self.checkers.wrote(at_s, name, entry.key, number)
-
-    def _event(self, at_s: float, name: Name, kind: str, node_id: bytes) -> None:
-        event: Any
-        if kind == "MemberUp":
-            event = MemberUp(node_id, _NOWHERE, 0)
-        else:
-            kinds = {one.__name__: one for one in (MemberSuspect, MemberDown, MemberLeft)}
-            event = kinds[kind](node_id)
-        self.checkers.event(at_s, name, event)
-
-    def _record(self, at_s: float, name: Name, origin: bytes, key: str, number: int) -> None:
-        self.checkers.read_record(at_s, name, origin, key, number)
-
-    def _removing(self, at_s: float, name: Name, key: str, number: int) -> None:
-        self.checkers.removing(at_s, name, key, number)
-
-    def _set(self, at_s: float, name: Name, key: str, numbers: list[int]) -> None:
-        self.checkers.read_set(at_s, name, key, numbers)
+        self.checkers.persisted(at_s, name, decode_batch(raw))
 
     def _sample(
         self,
@@ -165,32 +135,21 @@ class Watching:
     ) -> None:
         self.views[name], self._viewed_s[name] = View(fingerprint, members, live, whole), at_s
         self._counters[name] = counters
-        sent, forked = counters.get("out_bytes", 0), counters.get("batches_forked", 0)
-        self.checkers.sampled(at_s, name, Sample(sent, forked, queued))
+        self.checkers.sampled(at_s, name, Sample.of(counters, queued))
 
     # the last look
 
     def _owners(self, at_s: float, name: Name, found: list[tuple[bytes, str, int]]) -> None:
-        look = self._looks.setdefault(name, _Look())
-        look.owners.update({(origin, key): number for origin, key, number in found})
+        self._looks[name].owners.update({(origin, key): number for origin, key, number in found})
 
     def _register(
         self, at_s: float, name: Name, key: str, stamp: int, origin: bytes, number: int
     ) -> None:
-        self._looks.setdefault(name, _Look()).registers[key] = stamp, origin, number
+        self._looks[name].registers[key] = stamp, origin, number
 
     def _elements(self, at_s: float, name: Name, key: str, numbers: list[int]) -> None:
-        self._looks.setdefault(name, _Look()).elements[key] = frozenset(numbers)
+        self._looks[name].elements[key] = frozenset(numbers)
 
     def _looked(self, at_s: float, name: Name, horizon: int, counters: dict[str, int]) -> None:
-        look = self._looks.pop(name, _Look())
-        self.readings[name] = Reading(look.owners, look.registers, look.elements, horizon)
+        self.readings[name] = self._looks[name]._replace(horizon=horizon)
         self._counters[name] = counters
-
-
-def load(of_node: dict[Name, float]) -> Load:
-    """Return the average node's figure and the worst one's."""
-    if not of_node:
-        return Load(0.0, 0.0)
-    worst = max(of_node, key=lambda name: of_node[name])
-    return Load(sum(of_node.values()) / len(of_node), of_node[worst], worst)

@@ -15,11 +15,14 @@ import pytest
 
 from edge_node.fleet.database import EPOCH_NAME, FILE_NAME
 from simnet import cluster
+from simnet.checkers import Broken, Checkers
 from simnet.cluster import capacity
-from simnet.cluster.damage import damage
+from simnet.cluster.machines import damage
+from simnet.cluster.outside import Skew, Wire
+from simnet.cluster.processes import Fact
 from simnet.cluster.setting import Setting, unpacked
-from simnet.cluster.skew import Skew
-from simnet.cluster.wire import Wire, follow
+from simnet.cluster.watching import Watching
+from simnet.lasting import follow
 from simnet.link import Conditions, Network
 from simnet.outcome import Outcome, from_json, to_json
 from simnet.scenario import Scenario, parse
@@ -94,6 +97,8 @@ def test_what_befalls_machines(tmp_path: Path) -> None:
     assert min(sight.running for sight in outcome.sights) < 9
     assert outcome.sights[-1].running == 9
     assert outcome.counts["in_datagrams"] > 0
+    assert sum(outcome.bytes_by_kind.values()) == outcome.counts["out_bytes"]
+    assert outcome.bytes_by_kind["handshakes"] > 0
     assert {"pss_mib", "beyond_shared_mib", "cpu_share"} <= outcome.loads.keys()
     assert 0 < outcome.loads["beyond_shared_mib"].mean < outcome.loads["pss_mib"].mean
     log = (tmp_path / "run" / "n1" / "log").read_text()
@@ -302,13 +307,27 @@ def test_sender_and_receiver_follow_one_plan() -> None:
 def test_a_clock_that_was_wrong_is_right_again_and_never_goes_back() -> None:
     skew = Skew()
     first = skew.now()
-    skew.turn(30.0, 50_000.0, begins=True)
+    skew.turn(30.0, 50_000.0)
     wrong = skew.now()
     assert wrong.wall_ms - first.wall_ms >= 30_000
-    skew.turn(30.0, 0.0, begins=False)
+    skew.turn(0.0, 0.0)
     right = skew.now()
     assert right.mono_s >= wrong.mono_s >= first.mono_s
     assert abs(right.wall_ms / 1e3 - time.time()) < 5.0
+
+
+def test_only_what_waits_for_the_egress_counts_against_it() -> None:
+    """A node that only answers pings may send more than the rate; state and repairs may not."""
+    given = scenario(2, gossip={"egress_bytes_per_s": 20_000.0})
+
+    def watch(counters: dict[str, int]) -> None:
+        watching = Watching(Checkers(given), 0.0)
+        watching.take(Fact("n0", "started", 0.0, [b"n0"]))
+        watching.take(Fact("n0", "sample", 1.0, [b"", b"", 2, True, 0, counters]))
+
+    watch({"out_bytes": 1_000_000, "bytes_urgent": 900_000, "bytes_state": 20_000})
+    with pytest.raises(Broken, match="n0 sent 40000 bytes that could wait"):
+        watch({"out_bytes": 60_000, "bytes_state": 30_000, "bytes_repair": 10_000})
 
 
 def test_other_processes_make_the_same_of_a_setting(tmp_path: Path) -> None:

@@ -97,6 +97,16 @@ def test_an_outcome_tells_what_happened() -> None:
     assert found.loads["sent_bytes_per_s"].mean <= found.loads["sent_bytes_per_s"].most
 
 
+def test_what_ended_runs_have_sent_is_counted() -> None:
+    given = Scenario("ends", 4, Time(6.0), faults=(Crash(at_s=2.0, nodes=2, lasting_s=1.0),))
+    found, sizes = trial.Trial(given, 1), list[int]()
+    found.world.tap = lambda host, output: sizes.append(len(output.data))
+    outcome = found.run()
+    assert outcome.passed, outcome.violation
+    assert outcome.counts["out_bytes"] == sum(sizes)
+    assert outcome.counts["out_datagrams"] == len(sizes)
+
+
 def test_a_failing_scenario_is_made_smaller() -> None:
     large = Scenario(
         "large",

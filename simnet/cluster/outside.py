@@ -1,8 +1,9 @@
-"""The scenario's network between real sockets.
+"""What a node meets outside itself: the scenario's network between real sockets, and its clocks.
 
-Owns what befalls datagrams on their way out, and which peers cannot be called over TCP; never
-changes what arrives. Invariant: sender and receiver agree on the rules without a word, since both
-follow the same plan by the same clock.
+Owns what befalls datagrams on their way out, which peers cannot be called over TCP, and how far the
+clocks are off; never changes what arrives. Invariants: sender and receiver agree on the rules
+without a word, since both follow the same plan by the same clock; the monotonic clock never goes
+back.
 """
 
 import asyncio
@@ -17,26 +18,10 @@ from crdt import Instant
 from crdt.log import Batch
 from gossip import Address, Event, GossipNode
 from gossip.udp import UdpHost
-from simnet.faults import Cut, Link, Partition, Silence, Step
 from simnet.link import Name, Network
 
 _AT_ONCE_S = 0.0005
 """Timers are no finer than this."""
-
-
-def follow(network: Network, step: Step) -> None:
-    """Have a network do what a step of the plan wants of it, if anything."""
-    fault, key = step.fault, step.number
-    if not step.begins:
-        network.lift(key)
-    elif isinstance(fault, Silence):
-        network.silence(step.names, key)
-    elif isinstance(fault, Cut):
-        network.cut(step.names, step.others[0], key)
-    elif isinstance(fault, Partition):
-        network.partition(*step.others, key=key)
-    elif isinstance(fault, Link):
-        network.worsen(step.names, fault.conditions, key)
 
 
 class Wire:
@@ -146,3 +131,26 @@ class Connector(aiohttp.TCPConnector):
         if not self._wire.connects(req.url.port):
             await asyncio.get_running_loop().create_future()
         return await super().connect(req, traces, timeout)
+
+
+class Skew:
+    """Read both clocks, the wall clock ahead by an offset, both too fast by a rate."""
+
+    def __init__(self) -> None:
+        self._rate = 1.0
+        self._mono_base_s = self._base_s = time.monotonic()
+        self._ahead_s = time.time() - self._base_s
+
+    def turn(self, offset_s: float, drift_ppm: float) -> None:
+        """Be wrong by so much from now on; what the monotonic clock gained before it keeps."""
+        self._mono_base_s, self._base_s = self._mono_s(), time.monotonic()
+        self._rate = 1 + drift_ppm / 1e6
+        self._ahead_s = time.time() + offset_s - self._mono_base_s
+
+    def now(self) -> Instant:
+        """Return the time as this node's clocks show it."""
+        mono_s = self._mono_s()
+        return Instant(mono_s, int((mono_s + self._ahead_s) * 1000))
+
+    def _mono_s(self) -> float:
+        return self._mono_base_s + (time.monotonic() - self._base_s) * self._rate
