@@ -85,7 +85,7 @@ class Agreement:
         self._held = {one: held[one] for one in owing if one in held}
         if not owing:
             return
-        self._laggard = min(owing, key=lambda one: held.get(one, 0))
+        self._laggard = min(owing, key=lambda one: (held.get(one, 0), one))
         settled = held.get(self._laggard, 0)
         if settled > before:
             self._settled = settled

@@ -68,8 +68,8 @@ def test_a_defect_is_gone_after_its_run() -> None:
 
 
 def test_the_trace_depends_on_the_seed_and_on_nothing_else() -> None:
-    code = "from simnet import runs; print(runs.run('smoke', {seed}).trace_hash)"
-    here = trial.run(load("smoke"), 5).trace_hash
+    code = "from simnet import runs; print(runs.run('upgrade', {seed}).trace_hash)"
+    here = trial.run(load("upgrade"), 5).trace_hash
     for hash_seed in ("1", "2"):
         done = subprocess.run(
             [sys.executable, "-c", code.format(seed=5)],
@@ -79,7 +79,7 @@ def test_the_trace_depends_on_the_seed_and_on_nothing_else() -> None:
             check=True,
         )
         assert done.stdout.strip() == here
-    assert trial.run(load("smoke"), 6).trace_hash != here
+    assert trial.run(load("upgrade"), 6).trace_hash != here
 
 
 def test_an_outcome_tells_what_happened() -> None:
