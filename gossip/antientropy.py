@@ -39,6 +39,7 @@ _PATIENCE = 2  # pings in a row that must differ: news in flight differs, too
 _TURN_INTERVALS = 4  # the longest that one peer has our attention
 _ANSWERS_PER_S, _ANSWERS_BURST = 64.0, 512.0  # trees and pages sent to one peer on its word
 _GREETED = 4096
+_YOUNG_INTERVALS = 5  # after its start, in which a node has a comparison with everybody it meets
 _STRIDE = 13  # batches further on, where a log with gaps is begun to be sent
 
 
@@ -342,13 +343,17 @@ class Repair:
         members: Members,
         links: Links,
         count: Callable[[str], None],
+        now: Instant,
     ) -> None:
         self._store = store
         self._members = members
+        self._young_s = now.mono_s + _YOUNG_INTERVALS * config.probe_interval_s
         self._state = Comparison(config, Replica(store, links, count), links, count)
         self._roster = Comparison(config, Census(members, links), links, count)
         self.agreed = False
         """Whether a live peer's replica was equal to ours at some time."""
+        self.acquainted = False
+        """Whether a peer knew the same members at some time."""
         self._greeted: dict[bytes, None] = {}
 
     def agrees(self, link: Link, fingerprint: bytes) -> bool:
@@ -367,8 +372,12 @@ class Repair:
             if len(self._greeted) > _GREETED:
                 del self._greeted[next(iter(self._greeted))]
         same = self.agrees(link, fingerprint) or bool(self._store.evidence(link.node_id))
+        # who is new begins at once; those who are not would all begin with it
+        first = first and now.mono_s < self._young_s
         self._state.observe(link, same=same, first=first, now=now)
-        self._roster.observe(link, same=roster == self._members.digest(), first=first, now=now)
+        same = roster == self._members.digest()
+        self._roster.observe(link, same=same, first=first, now=now)
+        self.acquainted = self.acquainted or same
 
     def on_knowledge(self, link: Link, page: Knowledge, now: Instant) -> None:
         """Send the batches that the page's sender lacks, and ask for those that I lack."""

@@ -35,6 +35,7 @@ _FLUSH_BYTES = 64 * 1024  # at once, to all; more would flood the sockets and ho
 _DATAGRAM_COST = 512  # bytes of that, at least, since each takes time as well
 _FLUSH_PAUSE_S = 0.001
 _LAG_TOLERATED_S = 0.05
+_MAX_LAG_S = 3.0  # by which answers may be late because of this node itself
 _BYTES = [f"bytes_{kind}" for kind in ("urgent", "prompt", "state", "repair", "volatile")]
 
 
@@ -210,7 +211,9 @@ class Links:
         while self.deadline() <= now.mono_s:
             link = heappop(self._agenda)[2]
             link.scheduled_s = inf
-            if link.resend_due_s <= now.mono_s and link.expire(now):
+            if link.resend_due_s <= now.mono_s and link.expire(
+                now, min(_MAX_LAG_S, self._lag_s(now))
+            ):
                 self._deaf(link, now)
             sealed = self._next_datagram(link, now)
             self._schedule(link, now.mono_s)  # again, if more is due: the links take turns

@@ -20,9 +20,11 @@ from gossip.members import MAX_MEMBERS, Members
 from gossip.sealing import DropError
 from gossip.suspicion import Suspicion
 
-_CALL_TRIES = 5
-_CALL_RETRY_S = 0.2
+_CALL_TRIES = 6
+_CALL_RETRY_S, _CALL_LIMIT_S = 0.2, 2.0
 _CALL_LIMIT = 512
+_RECONNECTORS = 8  # of all who call one that is down in an interval
+_INTRODUCTION_S = 0.5  # between two peers that tell the others of this node
 _KNOWN_FACTOR = 5  # a lost seed is tried this much more rarely while others are there
 _CLAIMED_PER_S, _CLAIMED_BURST = 16.0, 128.0
 
@@ -61,6 +63,7 @@ class Contact:
         self._calls: dict[Address, _Call] = {}
         self._claimed = Rates(_CLAIMED_PER_S, _CLAIMED_BURST)
         self._reconnect_s = 0.0
+        self._introduce_s = -inf
         self._calls_s = inf  # no call is due before
 
     def deadline(self) -> float:
@@ -97,7 +100,8 @@ class Contact:
         if now.mono_s >= self._reconnect_s:
             self._reconnect_s = now.mono_s + self._config.reconnect_interval_s
             down = self._members.down()
-            if down:
+            callers = _RECONNECTORS + len(down)  # every one, where half of all are down
+            if down and self._rng.random() * len(self._members.live()) < callers:
                 self.call(self._rng.choice(down).address, now)
 
     def receive(self, data: bytes, addr: Address, now: Instant) -> None:
@@ -119,11 +123,18 @@ class Contact:
         elif addr in self._calls:
             self._calls[addr].link = link
         if before is not link:
-            self._suspicion.greet(link, now, introduce=not self._members.live())
+            self._suspicion.greet(link, now, introduce=self._introduces(now))
         else:
             self._suspicion.remind(link)
         if link.channel is not channel or made.former:  # other keys, or it lacks the newest
             self._on_link(link, now)
+
+    def _introduces(self, now: Instant) -> bool:
+        """Tell whether a new peer is to make this node known to all: one seed is enough."""
+        if self._members.live() or now.mono_s < self._introduce_s:
+            return False
+        self._introduce_s = now.mono_s + _INTRODUCTION_S
+        return True
 
     def _call_again(self, now: Instant) -> None:
         for addr, call in list(self._calls.items()):
@@ -133,7 +144,8 @@ class Contact:
                 del self._calls[addr]
                 continue
             call.tries += 1
-            call.next_s = now.mono_s + _CALL_RETRY_S * call.tries
+            patience_s = min(_CALL_LIMIT_S, _CALL_RETRY_S * (1 << call.tries))
+            call.next_s = now.mono_s + patience_s * self._rng.uniform(0.75, 1.25)
             self._send(self._handshake.hello(addr, now), addr)
         self._calls_s = min((call.next_s for call in self._calls.values()), default=inf)
 

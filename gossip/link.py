@@ -221,17 +221,19 @@ class Link:
                 self._lose(counter)
         self._look_again()
 
-    def expire(self, now: Instant) -> bool:
+    def expire(self, now: Instant, lag_s: float = 0.0) -> bool:
         """Count as lost what was not acknowledged in time; tell if the peer seems not to hear us.
 
-        After a late timer everything gets a moment more, once: the answers may be there already.
+        After a late timer, or on a host that is `lag_s` late, everything gets more time, once: the
+        answers may wait in its own socket.
         """
         deaf = False
         for counter, flight in list(self.flights.items()):
-            if flight.due_s > now.mono_s:
+            late_s = now.mono_s - flight.due_s
+            if late_s < 0:
                 continue
-            if now.mono_s - flight.due_s > _LATE_S and not flight.spared:
-                flight.due_s, flight.spared = now.mono_s + _LATE_S, True
+            if (lag_s or late_s > _LATE_S) and not flight.spared:
+                flight.due_s, flight.spared = now.mono_s + max(_LATE_S, lag_s), True
                 continue
             tried = any(item.tries == _STEADY_TRIES for item in flight.items)
             deaf = deaf or (tried and self.heard_s < flight.sent_s)

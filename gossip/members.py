@@ -59,6 +59,8 @@ class Members:
         self._table: dict[bytes, Member] = {}
         self.tree = RangeTree()
         """Marks of this node's claim and of those of the live; to be read only."""
+        self.heard: dict[bytes, None] = {}
+        """Who was only heard of."""
         self._live: list[Member] | None = None
         self._down: list[Member] | None = None
         if not 0 <= incarnation <= MAX_INCARNATION // 2:  # far beyond what refutations can reach
@@ -140,12 +142,15 @@ class Members:
         if member.state in (SUSPECT, HEARD):
             self._turn(member, ALIVE, now)
             self._emit(MemberUp(member.node_id, member.address, member.claim.incarnation))
+        while self.heard and not self.small:  # as if it had been heard now
+            self.vouch(self._table[next(iter(self.heard))], now)
 
     def forget(self, node_id: bytes) -> None:
         """Drop a member that is not live; from then on it is a stranger."""
         member = self._table.get(node_id)
         if member is not None and not member.live:
             del self._table[node_id]
+            self.heard.pop(node_id, None)
             self._live = self._down = None
 
     def suspect(self, member: Member, now: Instant) -> None:
@@ -201,6 +206,10 @@ class Members:
             if now is not None:
                 self._mark(now, 1)
         self._table[member.node_id] = member
+        if member.state == HEARD:
+            self.heard[member.node_id] = None
+        else:
+            self.heard.pop(member.node_id, None)
         self._live = self._down = None
 
     def _turn(self, member: Member, state: str, now: Instant) -> None:

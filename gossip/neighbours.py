@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from operator import attrgetter
 
-from crdt.ranges import MAX_DEPTH, bounds, child_scopes, scope_of
+from crdt.ranges import EVERYTHING, MAX_DEPTH, bounds, child_scopes, scope_of
 from gossip.broadcast import Links
 from gossip.config import GossipConfig
 from gossip.members import Member, Members
@@ -38,7 +38,11 @@ class Neighbours:
     @property
     def all(self) -> bool:
         """Tell whether the fleet is so small that everybody is a neighbour."""
-        return self._members.small
+        members = self._members
+        return members.small and (
+            not members.heard
+            or members.tree.count(EVERYTHING) + len(members.heard) <= self._config.direct_members
+        )
 
     def within(self, scope: int) -> list[Member]:
         """Return the live members in a scope, by id; O(log n) until the live change."""
@@ -68,7 +72,7 @@ class Neighbours:
 
     def wants(self, node_id: bytes) -> bool:
         """Tell whether a link to a member is wanted. O(links)."""
-        if self.near(node_id):
+        if self._shared_bits(node_id) >= self._zone_bits():
             return True
         depth = self._shared_bits(node_id) // 4 + 1  # where its range parts from the own
         low, high = bounds(scope_of(node_id, depth))
@@ -76,21 +80,31 @@ class Neighbours:
 
     def missing(self, rng: random.Random) -> Iterator[Member]:
         """Yield members with whom a link is wanted and not there. O(live) at worst."""
-        for member in self.zone():
-            if self._links.get(member.node_id) is None:
+        bits = self._zone_bits()
+        heard = [
+            member
+            for node_id in self._members.heard
+            if (member := self._members.get(node_id)) is not None
+        ]
+        strangers = [
+            member
+            for member in [*self._members.live(), *heard]
+            if self._links.get(member.node_id) is None
+        ]
+        beyond = []
+        for member in strangers:
+            if self._shared_bits(member.node_id) >= bits:
                 yield member
-        if self.all:
+            else:
+                beyond.append(member)
+        if not bits:
             return
         linked = sorted(link.node_id for link in self._links)
         for scope in self._ranges_elsewhere():
             low, high = bounds(scope)
             lacking = _PER_RANGE - (bisect_right(linked, high) - bisect_left(linked, low))
-            strangers = [
-                member
-                for member in (self.within(scope) if lacking > 0 else ())
-                if self._links.get(member.node_id) is None
-            ]
-            yield from rng.sample(strangers, min(max(0, lacking), len(strangers)))
+            there = [one for one in beyond if low <= one.node_id <= high] if lacking > 0 else []
+            yield from rng.sample(there, min(max(0, lacking), len(there)))
 
     def _ranges_elsewhere(self) -> Iterator[int]:
         """Yield the ranges beside the own at every depth that the zone does not cover."""
@@ -104,16 +118,22 @@ class Neighbours:
 
     def _zone_bits(self) -> int:
         """Return how many leading bits of the id the zone's members share."""
-        count = self._members.tree.count
         for bits in range(_SCOPE_BITS):
             depth = -(-bits // 4)
             spread = 1 << 4 * depth - bits  # ranges of that depth that make up the zone
             first = (scope_of(self._members.node_id, depth) // spread) * spread
-            if sum(count(scope) for scope in range(first, first + spread)) <= (
-                self._config.direct_members
-            ):
+            if self._known(first, first + spread - 1) <= self._config.direct_members:
                 return bits
         return _SCOPE_BITS
+
+    def _known(self, first: int, last: int) -> int:
+        """Return how many members adjacent scopes have, with those only heard of."""
+        count = self._members.tree.count
+        known = sum(count(scope) for scope in range(first, last + 1))
+        return known + len(self._heard(bounds(first)[0], bounds(last)[1]))
+
+    def _heard(self, low: bytes, high: bytes) -> list[bytes]:
+        return [one for one in self._members.heard if low <= one <= high]
 
     def _shared_bits(self, node_id: bytes) -> int:
         return _ID_BITS - (int.from_bytes(node_id, "big") ^ self._me).bit_length()

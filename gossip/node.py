@@ -24,7 +24,7 @@ from gossip.config import GossipConfig
 from gossip.contact import Contact
 from gossip.events import Address, MemberView, Output, Transmit
 from gossip.handshake import Handshake
-from gossip.members import ALIVE, Members
+from gossip.members import ALIVE, HEARD, Member, Members
 from gossip.messages import (
     Ack,
     Announce,
@@ -111,7 +111,14 @@ class GossipNode:
             identity, incarnation, address, config, self._outputs.append, self._count
         )
         self._spread = Spread(
-            config, rng, store, self._members, self._links, self._call, self._count
+            config,
+            rng,
+            store,
+            self._members,
+            self._links,
+            self._call,
+            self._call_claimed,
+            self._count,
         )
         self._announcements = self._spread.announcements
         self._pings = Pings(config, self._links, self._summary)
@@ -142,7 +149,7 @@ class GossipNode:
         self._volatile = Volatiles(
             config, self._members, self._links, self._spread.neighbours, self._count
         )
-        self._repair = Repair(config, store, self._members, self._links, self._count)
+        self._repair = Repair(config, store, self._members, self._links, self._count, now)
         self._replication = Replication(
             config,
             store,
@@ -290,6 +297,7 @@ class GossipNode:
                 self._contact.deadline(),
                 self._volatile.due_s,
                 self._announcements.deadline(),
+                self._spread.deadline(),
             )
         self._wake_s = max(due_s, self._input_s)  # a deadline may lie in the past when it comes up
         return due_s
@@ -298,10 +306,14 @@ class GossipNode:
         """Return a live member's volatile value, or None."""
         return self._volatile.get(node_id, key)
 
+    def volatile_news(self) -> list[bytes]:
+        """Return who of the alive has new values, or is alive again, since this was last asked."""
+        return self._volatile.news()
+
     @property
     def acquainted(self) -> bool:
-        """Tell whether a live peer's replica was ever equal to ours: then we know what it knows."""
-        return self._repair.agreed
+        """Tell whether this node knew once what a live peer knows: its replica, and the members."""
+        return self._repair.agreed and self._repair.acquainted
 
     @property
     def incarnation(self) -> int:
@@ -319,28 +331,33 @@ class GossipNode:
         found.add(members.node_id)
         return found
 
+    def present(self) -> list[bytes]:
+        """Return the ids of this node and of those that count as present. O(members)."""
+        found = [member.node_id for member in self._members.live()]
+        return found if self._left else [self._members.node_id, *found]
+
     def members(self) -> list[MemberView]:
-        """Return all members, this node first, then by id."""
+        """Return all members, this node first, then by id. O(members log members)."""
         own = self._members.own
         state = "left" if self._left else "self"
         mine = MemberView(
             self._members.node_id, (own.host, own.port), state, own.incarnation, None, self._born_s
         )
-        views = [mine]
-        for member in sorted(self._members, key=lambda one: one.node_id):
-            link = self._links.get(member.node_id)
-            rtt_s = link.rtt_s if link is not None else None
-            views.append(
-                MemberView(
-                    member.node_id,
-                    member.address,
-                    member.state,
-                    member.claim.incarnation,
-                    rtt_s,
-                    member.since_s,
-                )
-            )
-        return views
+        others = sorted(self._members, key=lambda one: one.node_id)
+        return [mine, *map(self._view, others)]
+
+    def member(self, node_id: bytes) -> MemberView | None:
+        """Return another member, None for a stranger and for this node."""
+        member = self._members.get(node_id)
+        return None if member is None or member.state == HEARD else self._view(member)
+
+    def _view(self, member: Member) -> MemberView:
+        link = self._links.get(member.node_id)
+        rtt_s = link.rtt_s if link is not None else None
+        claim = member.claim
+        return MemberView(
+            member.node_id, member.address, member.state, claim.incarnation, rtt_s, member.since_s
+        )
 
     def _judge_lag(self, now: Instant) -> None:
         late_s = now.mono_s - self._wake_s
@@ -401,8 +418,9 @@ class GossipNode:
     def _on_met(self, claim: Claim, now: Instant) -> None:
         link = self._links.get(claim.node_id)
         address = (claim.host, claim.port)
-        strange = link is None and self._spread.neighbours.wants(claim.node_id)
-        if strange or (link is not None and link.address != address):
+        if link is None:
+            self._spread.met(claim.node_id, now)
+        elif link.address != address:
             self._contact.call_claimed(address, now)
         self._probing.introduce(claim.node_id, now)
 
@@ -416,6 +434,9 @@ class GossipNode:
 
     def _call(self, address: Address, now: Instant) -> None:
         self._contact.call(address, now)
+
+    def _call_claimed(self, address: Address, now: Instant) -> None:
+        self._contact.call_claimed(address, now)
 
     def _summary(self) -> Summary:
         store, members = self._store, self._members

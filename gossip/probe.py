@@ -264,6 +264,9 @@ class Probing:
             self._give_up(inquiry, now)
             return
         link = self._links.get(inquiry.target)
+        if inquiry.ping_s == inf and member.state != HEARD:  # introduced, and believed meanwhile
+            del self._inquiries[inquiry.target]
+            return
         if inquiry.ask_s <= now.mono_s:
             inquiry.ask_s = now.mono_s + self._pings.retry_s(link, now)
             self._ask(inquiry, now)

@@ -29,6 +29,7 @@ from gossip.neighbours import Neighbours
 ALL = 1  # the scope of the whole fleet
 _WAITING_PEERS, _WAITING_ITEMS, _WAITING_S = 64, 16, 5.0
 _LOOK_S, LOOK_CALLS = 3.0, 16
+_SOON_S = 0.02, 0.2  # after hearing of somebody; by then the rest of a roster has come, mostly
 _RANDOM_HEADS = 0.125  # so that a near one that drops everything is not chosen for ever
 
 _Item = tuple[bytes, int]  # encoded message, priority
@@ -45,6 +46,7 @@ class Spread:
         members: Members,
         links: Links,
         call: Callable[[Address, Instant], None],
+        call_claimed: Callable[[Address, Instant], None],
         count: Callable[[str], None],
     ) -> None:
         self._config = config
@@ -52,6 +54,7 @@ class Spread:
         self._members = members
         self._links = links
         self._call = call
+        self._call_claimed = call_claimed
         self.neighbours = Neighbours(config, members, links)
         self.announcements = Announcements(
             config, rng, store, members, links, self.neighbours, count
@@ -62,6 +65,8 @@ class Spread:
         )
         self._waiting: dict[bytes, tuple[float, dict[bytes, _Item]]] = {}
         self._look_s = 0.0
+        self._hurried = False  # whether that look wants the timer
+        self._more = False  # whether more are missing than were called
         self._settled: tuple[bytes, int] | None = None  # who was live, and which links, ...
         # ... when no neighbour was missing
 
@@ -109,8 +114,24 @@ class Spread:
         if large:
             self.announcements.took(batch, frozenset((source, batch.origin, *told)), now)
 
+    def met(self, node_id: bytes, now: Instant) -> None:
+        """Take note of a new claim: its subject is called soon, if a link is wanted.
+
+        Not at once: who is new hears of everybody one by one, and takes the fleet for a small one,
+        in which all are linked.
+        """
+        if self._links.get(node_id) is None and self.neighbours.wants(node_id):
+            self._settled = None
+            self._hurry(now)
+
+    def deadline(self) -> float:
+        """Return when missing neighbours are to be called, in mono seconds."""
+        return self._look_s if self._hurried else inf
+
     def on_link(self, link: Link, now: Instant) -> None:
         """Send what waited for this link."""
+        if self._more:  # the next are called when the ones before have answered
+            self._hurry(now)
         until_s, items = self._waiting.pop(link.node_id, (0.0, {}))
         if now.mono_s < until_s:
             for key, (data, priority) in items.items():
@@ -118,9 +139,14 @@ class Spread:
 
     def tick(self, now: Instant) -> None:
         """Now and then call neighbours that are missing."""
-        if now.mono_s >= self._look_s:  # whoever wakes this node: it needs no deadline of its own
-            self._look_s = now.mono_s + _LOOK_S
+        if now.mono_s >= self._look_s:  # mostly whoever wakes this node: that needs no deadline
+            self._look_s, self._hurried = now.mono_s + _LOOK_S, False
             self._call_missing(now)
+
+    def _hurry(self, now: Instant) -> None:
+        if not self._hurried:
+            self._hurried = True
+            self._look_s = min(self._look_s, now.mono_s + self._rng.uniform(*_SOON_S))
 
     def _call_missing(self, now: Instant) -> None:
         seen = self._members.digest(), self._links.changes
@@ -128,8 +154,9 @@ class Spread:
             return
         missing = list(self.neighbours.missing(self._rng))
         self._settled = None if missing else seen
+        self._more = len(missing) > LOOK_CALLS
         for member in self._rng.sample(missing, min(LOOK_CALLS, len(missing))):
-            self._call(member.address, now)
+            (self._call if member.live else self._call_claimed)(member.address, now)
 
     def _rank(self, batch: Batch) -> int:
         """Return the priority of a batch's most urgent entry."""
@@ -141,8 +168,8 @@ class Spread:
     def _cover(self, scope: int, targets: list[Member]) -> list[tuple[Member, int]]:
         """Return who among the targets is told, and the scope that each shall cover."""
         depth = depth_of(scope)
-        limit = self._config.direct_members if depth == 0 else self._config.leaf_members
-        if len(targets) <= limit or depth == MAX_DEPTH:
+        few = self.neighbours.all if depth == 0 else len(targets) <= self._config.leaf_members
+        if few or depth == MAX_DEPTH:
             return [(member, 0) for member in targets]
         groups: dict[int, list[Member]] = {child: [] for child in child_scopes(scope)}
         for member in targets:

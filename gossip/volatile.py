@@ -13,7 +13,7 @@ from crdt.codec import DecodeError, Value, decode_value, encode_value
 from gossip.broadcast import VOLATILE, Link, Links
 from gossip.codec import encode_message
 from gossip.config import GossipConfig
-from gossip.members import Members
+from gossip.members import ALIVE, Member, Members
 from gossip.messages import MAX_VOLATILE_BYTES, VolatileRequest, VolatileState
 from gossip.neighbours import Neighbours
 
@@ -37,6 +37,9 @@ class Volatiles:
         self._own: dict[str, Value] = {}
         self._blob = b""
         self._others: dict[bytes, dict[str, Value]] = {}
+        self._news: set[bytes] = set()  # whose map nobody has asked for yet
+        self._alive: set[bytes] = set()  # when news were last asked for
+        self._live: list[Member] = []
         self.due_s = inf
         """When the next push is due, in mono seconds."""
         self._pushed_s = -inf
@@ -64,6 +67,20 @@ class Volatiles:
             return None
         return self._others.get(node_id, {}).get(key)
 
+    def news(self) -> list[bytes]:
+        """Return the alive whose map came since the last call, or who were not alive at it; by id.
+
+        O(news log news), O(members) when the live have changed.
+        """
+        live = self._members.live()
+        if live is not self._live:
+            alive = {member.node_id for member in live if member.state == ALIVE}
+            self._news |= alive - self._alive
+            self._live, self._alive = live, alive
+        news = sorted(self._news & self._alive)
+        self._news.clear()
+        return news
+
     def tick(self, now: Instant) -> None:
         """Push to everybody in the zone when due."""
         if now.mono_s < self.due_s:
@@ -89,10 +106,12 @@ class Volatiles:
             raise DecodeError("volatile state is not a map")
         link.volatile_sequence = message.sequence
         self._others[link.node_id] = value
+        self._news.add(link.node_id)
         zone = self._neighbours.zone()
         if len(self._others) > 2 * len(zone) + 16:  # forget the gone, now and then
             known = [member.node_id for member in zone if member.node_id in self._others]
             self._others = {node_id: self._others[node_id] for node_id in known}
+            self._news.intersection_update(known)
 
     def on_request(self, link: Link, message: VolatileRequest, now: Instant) -> None:
         """Answer a peer of the zone that lacks the newest."""

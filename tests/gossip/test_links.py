@@ -379,6 +379,20 @@ def test_pause_is_kept_between_datagrams_but_not_by_what_is_urgent() -> None:
     assert len(pair.run(0.012)) == 2
 
 
+def test_node_that_is_late_waits_as_long_for_answers_before_it_resends() -> None:
+    pair = Pair()
+    pair.offer(1)
+    pair.flush()
+    pair.links.behind(0.4, pair.now)
+    pair.run(0.2)
+    assert "resent" not in pair.counters
+    pair.run(0.4)
+    assert pair.counters["resent"] == 1
+    pair.links.behind(60.0, pair.now)
+    pair.run(10)
+    assert pair.counters["resent"] > 1, "but not for ever"
+
+
 def test_node_that_is_late_asks_for_pauses_that_fade() -> None:
     pair = Pair()
 

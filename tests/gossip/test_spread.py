@@ -77,6 +77,47 @@ def test_links_are_few_in_a_large_fleet_and_go_where_the_tree_needs_them() -> No
     assert sum(counts) / 150 < 18 + 2 * 30 + 2 * 7
 
 
+def test_who_joins_a_large_fleet_links_as_few_as_others_and_writes_along_the_tree() -> None:
+    world = large(4)
+    hosts = list(world.hosts.values())
+    usual = max(len(host.running._links) for host in hosts)
+    quiet_s, before = 3.0, total(world, "out_datagrams")
+    world.run(quiet_s)
+    quiet = total(world, "out_datagrams") - before
+    before = total(world, "out_datagrams")
+    newcomer = world.add("newcomer")
+    newcomer.seeds = [host.address for host in hosts[:3]]
+    newcomer.start()
+    newcomer.set_owner("key", 1)
+    world.run(quiet_s)
+    assert world.all_live()
+    assert knowing(world, newcomer, "key") == 101
+    assert len(newcomer.running._links) <= usual
+    assert total(world, "wants") == 0
+    # claim and record: to all, acknowledged, two announcements each; a handshake and greetings
+    # take 7 on each of its links
+    joined = total(world, "out_datagrams") - before - quiet
+    assert joined < 6 * 100 + 10 * len(newcomer.running._links) + 200
+    assert total(world, "roster_repairs") <= 2, "those who were there do not all begin one"
+
+
+def test_one_that_is_dead_is_called_by_a_few_of_many() -> None:
+    world = large(5)
+    dead = world.hosts["n7"]
+    dead.crash()
+    world.run(15)
+    calls = 0
+
+    def watch(host: Host, output: Transmit) -> None:
+        nonlocal calls
+        calls += output.addr == dead.address
+
+    world.tap = watch
+    world.run(30)
+    # about nine begin in each of six intervals, and try six times
+    assert 50 < calls < 2 * 9 * 6 * 6
+
+
 def test_silent_heads_cost_no_repair() -> None:
     world = large(4)
     source = world.hosts["n3"]
