@@ -151,6 +151,13 @@ class Replica:
         """Return the owner records under a prefix, sorted by origin and key. O(records)."""
         return self._state.owners(prefix)
 
+    def owners_changed(self, since: int) -> tuple[int, set[tuple[NodeId, str]] | None]:
+        """Return the mark of now, and (origin, key) of the owner records changed since another.
+
+        None instead of them for a mark of long ago, -1 included: then read all. O(changes since).
+        """
+        return self._state.owners_changed(since)
+
     def fleet(self, key: str, now: Instant) -> Value:
         """Return a register's value, None if it was never set or is deleted."""
         found = self._state.fleet(key, self.clock.horizon(now))

@@ -8,7 +8,9 @@ matters. Reads of one key are O(1) in the number of keys.
 """
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from crdt.causal import NodeId
@@ -16,7 +18,10 @@ from crdt.entries import AddEntry, OwnerEntry, RegisterEntry
 from crdt.log import Batch
 from crdt.registers import Candidate, LwwMap
 from crdt.sets import OrSet
-from crdt.values import Value, decode_value, encode_value, same
+from crdt.values import Value, encode_value, same
+
+KEPT_CHANGES = 1024
+"""Of owner records, the newest: who has missed more had better read all records."""
 
 
 class Change(NamedTuple):
@@ -48,6 +53,8 @@ class State:
         self._sets: dict[str, OrSet] = {}
         self._future: list[_Waiting] = []  # ascending
         self._horizon = -1  # at which all others became visible
+        self._changed = 0  # owner records, ever
+        self._recently: deque[Change] = deque(maxlen=KEPT_CHANGES)  # the newest of them
 
     @property
     def hidden(self) -> int:
@@ -72,6 +79,9 @@ class State:
             for key, old in before.owners.items()
             if (new := records.newest(key)) is not old and _differ(old, new)
         ]
+        if changes:
+            self._changed += len(changes)
+            self._recently.extend(changes)
         changes += [
             _new(Change, ("fleet", key, origin))
             for key, old in before.fleet.items()
@@ -120,6 +130,17 @@ class State:
             for origin in sorted(self._owners)
             for key, value in self._owners[origin].items(prefix)
         ]
+
+    def owners_changed(self, since: int) -> tuple[int, set[tuple[NodeId, str]] | None]:
+        """Return the mark of now, and (origin, key) of the owner records changed since another.
+
+        None instead of them for a mark of long ago, -1 included. O(changes since).
+        """
+        missed = self._changed - since
+        if missed > len(self._recently):
+            return self._changed, None
+        recent = islice(reversed(self._recently), missed)
+        return self._changed, {(change.origin, change.key) for change in recent}
 
     def fleet(self, key: str, horizon: int) -> tuple[Value, int, NodeId] | None:
         """Return (value, timestamp, origin) of what wins at a register, deletions included."""
@@ -223,5 +244,7 @@ def _differ(old: Candidate | None, new: Candidate | None) -> bool:
 
 
 def _detached(value: Value) -> Value:
-    """Return a value that a caller may change without changing the state."""
-    return decode_value(encode_value(value)) if isinstance(value, list | dict) else value
+    """Return a value that a caller may change without changing the state; map keys sorted."""
+    if type(value) is dict:
+        return {key: _detached(value[key]) for key in sorted(value)}
+    return [_detached(item) for item in value] if type(value) is list else value

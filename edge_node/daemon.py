@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -302,13 +303,13 @@ class Daemon:
                 self.station.reconcile()
 
     def _state_changed(self, changes: tuple[Change, ...]) -> None:
-        self.station.reconcile()
+        self.station.follow(changes)
         for change in changes:
             if change.key.startswith((PREFIX, HOLDERS)):
                 self._values_changed.set()
             elif change.key.startswith(REVOKED):
                 self.trust.enforce()
-            self.changes.publish(self.requests.change(change))
+            self.changes.tell(partial(self.requests.change, change))
 
     async def _keep_artifacts(self) -> None:
         """Keep the large values that this node has to keep, and only those."""

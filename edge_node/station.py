@@ -3,35 +3,36 @@
 Owns the workers, the hosted agents and the parts that decide about them, and carries between them
 what one says and another has to know. Decides nothing itself. Never sends a datagram and never
 waits for the disk: what it writes goes through ``Writes``. Invariant: after every change of the
-replica, the workers or the members, what runs here is brought in line again.
+workers, the members or what the replica says of agents, what runs here is brought in line again.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import edge_node
-from crdt import Store, Value
+from crdt import Change, Store, Value
 from edge_node import clock
 from edge_node.api.events import Feed
 from edge_node.cameras.agents import Agents
-from edge_node.cameras.hosts import Hosts
+from edge_node.cameras.hosts import AGENT, HOST, Hosts
 from edge_node.cameras.outputs import Outputs
 from edge_node.cameras.warm import WarmStarts
 from edge_node.config import Config
 from edge_node.dispatch import Dispatch
 from edge_node.fleet.directory import Directory
 from edge_node.fleet.health import Health, Zone, read_zones
-from edge_node.fleet.holdings import Holdings
-from edge_node.fleet.load import Capacity, Load
+from edge_node.fleet.holdings import CACHE, Holdings
+from edge_node.fleet.load import Load
 from edge_node.fleet.peers import Peers
 from edge_node.fleet.planner import Planner
-from edge_node.fleet.release import Release
+from edge_node.fleet.published import Capacity
+from edge_node.fleet.release import RELEASE, Release
 from edge_node.fleet.tiers import Tiers
 from edge_node.fleet.writes import Writes
 from edge_node.foresight import Foresight
@@ -55,6 +56,7 @@ log = logging.getLogger(__name__)
 
 DRAIN_S = 2.0
 SENSORS_LIMIT_S = 1.0  # a driver may hang
+_BEARS = (AGENT, HOST, RELEASE, CACHE)  # keys that say what runs here
 
 
 class Station:
@@ -180,6 +182,11 @@ class Station:
         self._resume()
         self.publish()
 
+    def follow(self, changes: Iterable[Change]) -> None:
+        """Take what has changed in the replica."""
+        if any(change.key.startswith(_BEARS) for change in changes):
+            self.reconcile()
+
     def reconcile(self) -> None:
         """Have what runs here brought in line with the replica, soon."""
         self._reconcile.set()
@@ -263,7 +270,7 @@ class Station:
         return [worker for worker in self.pool.living if self.release.digest in worker.loaded]
 
     def _living(self) -> dict[bytes, Capacity]:
-        return self.load.capacities(self._directory.living())
+        return self._directory.capacities(self._directory.living())
 
     # Running
 
@@ -310,20 +317,26 @@ class Station:
 
     async def _plan(self) -> None:
         """Plan where the frames of the next epoch run."""
-        await self.planner.renew(
-            self.hosts.specs(),
+        specs, living, now_s = self.hosts.specs(), self._living(), time.monotonic()
+        if not specs:
+            self.planner.rest(living, now_s)
+            return
+        given = self.planner.inputs(
+            specs,
             self.hosts.host_of,
             self.tiers.tier_of,
             self.dispatch.warmth.factor,
             lambda _: self.release.digest,
-            self._living(),
-            time.monotonic(),
+            living,
+            now_s,
         )
+        await self.planner.renew(given, living)
 
     def _claim(self) -> None:
         """Claim the agents that should run here, and try again what failed."""
         if self._writes.acquainted.is_set():  # else who seems to be gone was only not met yet
-            for name, cause in self.hosts.claim(self._living()).items():
+            living = self._living() if self.hosts.specs() else {}
+            for name, cause in self.hosts.claim(living).items():
                 log.info("claiming agent %s (%s)", name, cause)
             self._writes.commit()
         self.reconcile()

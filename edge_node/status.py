@@ -17,7 +17,7 @@ from edge_node.cameras.address import public_address
 from edge_node.cameras.agents import HostedAgent
 from edge_node.cameras.spec import AgentSpec
 from edge_node.decisions import KEPT, explain
-from edge_node.fleet.load import Capacity
+from edge_node.fleet.published import Capacity
 
 if TYPE_CHECKING:
     from edge_node.daemon import Daemon
@@ -118,7 +118,7 @@ class Status:
         """List the members that this node knows, itself first."""
         d, load, now_s = self._daemon, self._daemon.station.load, time.monotonic()
         members = d.gossip.members()
-        capacities = load.capacities(frozenset(member.node_id for member in members))
+        capacities = d.directory.capacities(member.node_id for member in members)
         unknown = Capacity(0.0, False, "")
         return [
             {

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
@@ -71,6 +71,11 @@ class Feed:
         """Hand `item` to every subscription. O(subscriptions)."""
         for subscription in self._subscriptions:
             self.dropped += not subscription.put(item)
+
+    def tell(self, describe: Callable[[], Json]) -> None:
+        """Publish what `describe` returns; it is not called while nobody follows."""
+        if self._subscriptions:
+            self.publish(describe())
 
     def subscribe(self) -> Subscription:
         """Begin to follow; what is published from now on will be seen."""

@@ -12,19 +12,22 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
-from crdt import Instant, Store
+from crdt import Instant, Store, Value
 from edge_node.cameras.address import public_address
 from edge_node.cameras.agents import Agents
 from edge_node.cameras.spec import AgentSpec
 from edge_node.config import CameraConfig
-from edge_node.fleet.load import Capacity
+from edge_node.fleet.published import Capacity
+from edge_node.fleet.records import Records
 from edge_node.metrics import Counters
 from edge_node.placement.hosting import should_host
 from edge_node.workers import ModelError, WorkerHandle
 
 log = logging.getLogger(__name__)
 
+AGENT, HOST = "agent/", "host/"
 WALL_BITS = 16  # a register's timestamp is its wall time in ms, shifted by this
 REMEMBERED_EPOCHS = 300  # what is answered twice for longer is counted for this long
 EARLY_S = 0.01  # timers may fire a little early
@@ -78,8 +81,9 @@ class Hosts:
         self._wake = wake
         self._named: dict[str, _Named] = {}
         self._claimed_from: dict[str, bytes] = {}
+        self._records = Records(store, AGENT, self._take)
+        self._configured: dict[tuple[bytes, str], AgentSpec] = {}
         self._specs: Mapping[str, AgentSpec] = {}
-        self._generation = -1
         self._lock = asyncio.Lock()
 
     def publish(self, cameras: Iterable[CameraConfig], model: str) -> None:
@@ -87,7 +91,7 @@ class Hosts:
         now = self._clock()
         wanted = {}
         for camera in cameras:
-            key = f"agent/{camera.name}"
+            key = AGENT + camera.name
             known = self._store.owner(self._node_id, key)
             since_ms = known.get("since_ms") if isinstance(known, dict) else None
             wanted[key] = AgentSpec(
@@ -104,11 +108,11 @@ class Hosts:
                 safety=camera.safety,
                 since_ms=since_ms if isinstance(since_ms, int) else now.wall_ms,
             ).record()
-        for origin, key, _ in self._store.owners("agent/"):
+        for origin, key, _ in self._store.owners(AGENT):
             if origin == self._node_id and key not in wanted:
                 self._stage(self._store.delete_owner, key)
-                name = key.removeprefix("agent/")
-                for register in (f"host/{name}", f"tier/{name}"):
+                name = key.removeprefix(AGENT)
+                for register in (HOST + name, f"tier/{name}"):
                     if self._store.fleet(register, now) is not None:
                         self._stage(self._store.set_fleet, register, None, now)
         for key, record in wanted.items():
@@ -118,38 +122,37 @@ class Hosts:
     def specs(self) -> Mapping[str, AgentSpec]:
         """Return every agent of the fleet by name; of two with one name the elder.
 
-        O(agents) after a change of the replica, O(1) until the next.
+        O(agents log agents) after one has changed, O(1) until the next.
         """
-        if self._generation != self._store.generation:
-            self._specs = self._read_specs()
-            self._generation = self._store.generation
+        if self._records.look():
+            self._specs = self._elders()
         return self._specs
 
-    def _read_specs(self) -> dict[str, AgentSpec]:
+    def _take(self, origin: bytes, key: str, record: Value) -> None:
+        try:
+            spec = AgentSpec.from_record(key.removeprefix(AGENT), origin, record)
+        except ValueError:  # gone, of a newer version, or of a liar; ours are checked before
+            self._configured.pop((origin, key), None)
+        else:
+            self._configured[origin, key] = spec
+
+    def _elders(self) -> dict[str, AgentSpec]:
         specs: dict[str, AgentSpec] = {}
-        for origin, key, record in self._store.owners("agent/"):
-            try:
-                spec = AgentSpec.from_record(key.removeprefix("agent/"), origin, record)
-            except ValueError:
-                continue  # of a newer version, or of a liar; ours are checked before they leave
+        for (origin, _), spec in sorted(self._configured.items(), key=itemgetter(0)):
             elder = specs.get(spec.name)
             if elder is None or (spec.since_ms, origin) < (elder.since_ms, elder.home):
                 specs[spec.name] = spec
         return specs
 
     def conflicts(self) -> list[str]:
-        """Name this node's cameras whose name another node's elder camera has."""
+        """Name this node's cameras whose name another node's elder camera has. O(agents)."""
         specs = self.specs()
-        own = {
-            key.removeprefix("agent/")
-            for origin, key, _ in self._store.owners("agent/")
-            if origin == self._node_id
-        }
-        return sorted(name for name in own if name in specs and specs[name].home != self._node_id)
+        own = [spec.name for spec in self._configured.values() if spec.home == self._node_id]
+        return sorted(name for name in own if specs[name].home != self._node_id)
 
     def host_of(self, spec: AgentSpec) -> bytes:
         """Return the node that the register names, or the home if it names nobody."""
-        host = self._store.fleet(f"host/{spec.name}", self._clock())
+        host = self._store.fleet(HOST + spec.name, self._clock())
         return host if isinstance(host, bytes) else spec.home
 
     def claim(self, living: Mapping[bytes, Capacity]) -> dict[str, str]:
@@ -174,7 +177,7 @@ class Hosts:
             able = _able(spec, living)
             if should_host(name, spec.home, host, able, leaving) != own:
                 continue
-            if self._stage(self._store.set_fleet, f"host/{name}", own, self._clock()):
+            if self._stage(self._store.set_fleet, HOST + name, own, self._clock()):
                 claimed[name] = "home" if spec.home == own else _cause(living.get(host))
                 if self._claimed_from.get(name) != host:  # else it waits for the disk
                     self._claimed_from[name] = host
@@ -202,7 +205,8 @@ class Hosts:
     def _notice(self, spec: AgentSpec) -> tuple[bytes, bool]:
         """Return whom the register names, and whether that claim has survived an epoch here."""
         now = self._clock()
-        host, entry = self.host_of(spec), self._store.fleet_entry(f"host/{spec.name}", now)
+        entry = self._store.fleet_entry(HOST + spec.name, now)
+        host = entry[0] if entry is not None and isinstance(entry[0], bytes) else spec.home
         known = self._named.get(spec.name)
         if known is None or known.host != host:
             claimed_ms = 0 if entry is None else entry[1] >> WALL_BITS

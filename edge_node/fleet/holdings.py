@@ -12,6 +12,8 @@ from edge_node.placement.fetch import Holder
 from edge_node.workers import CacheHolding
 from models.wire import SHORT
 
+CACHE = "cache/"
+
 
 class Holdings:
     """What this node announces of its cache, and what the others do."""
@@ -40,7 +42,7 @@ class Holdings:
 
     def withdraw_former(self) -> None:
         """Stage the removal of what a former run of this node announced. O(keys)."""
-        for key in self._store.set_keys("cache/"):
+        for key in self._store.set_keys(CACHE):
             current = self._announced.get(key)
             for element in self._store.elements(key):
                 owner = element[0] if isinstance(element, list) and element else element
@@ -54,4 +56,4 @@ class Holdings:
 
 
 def _key(agent: str, digest: str) -> str:
-    return f"cache/{agent}/{digest[:SHORT]}"
+    return f"{CACHE}{agent}/{digest[:SHORT]}"

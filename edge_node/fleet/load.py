@@ -1,22 +1,21 @@
-"""What the nodes tell each other about their load and capacity.
+"""What the nodes tell each other about their load.
 
-Owns the shape of the volatile key ``load`` and of the owner record ``node``. Never decides
-anything with them. Invariant: a malformed report of a peer counts for nothing.
+Owns the shape of the volatile key ``load``. Never decides anything with it. Invariant: a malformed
+report of a peer counts for nothing.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any, Protocol
 
 from crdt import Instant, Store, Value
+from edge_node.fleet.published import Capacity as Capacity
+from edge_node.fleet.published import Published
 from edge_node.metrics import Counters
 from edge_node.placement.view import IDLE, FleetView, Waits
 from gossip import GossipNode
-from models.accelerators import PROVIDERS
 from models.wire import SHORT
 
-MOST_PASSES_PER_S = 10_000.0
 MAX_MS = 1e9
 LEAST_MS = 0.1
 """Reports are rounded to this; a service time below it would make sums of them lose their sense."""
@@ -29,29 +28,6 @@ REFRESH_S = 4.0
 
 MAX_DIGESTS = 8
 """Models in a report, so that it always fits beside a probe."""
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """What a living node can take: full passes per second, whether it takes cameras over."""
-
-    passes_per_s: float
-    takeover: bool
-    files: str
-    """Folder under which it opens other nodes' files; empty: none."""
-    draining: bool = False
-    """An operator wants it empty."""
-    hot: bool = False
-    """It is too hot."""
-    zone: str = ""
-    """Its place, by the operator's choice."""
-    providers: tuple[str, ...] = ()
-    """Of its working accelerators."""
-
-    @property
-    def leaving(self) -> bool:
-        """Whether it gives its agents away and takes no work of others."""
-        return self.draining or self.hot
 
 
 class Worker(Protocol):
@@ -86,7 +62,7 @@ class Load:
         digest: Callable[[], str],
     ) -> None:
         """Prepare; ``digest`` tells the model that this node runs, "" if none."""
-        self._store = store
+        self._published = Published(store)
         self._gossip = gossip
         self._pool = pool
         self._counters = counters
@@ -94,9 +70,6 @@ class Load:
         self._number = 0
         self._told: dict[str, Value] = {}
         self._told_s = -inf
-        self._heard: dict[bytes, dict[str, Any]] = {}
-        self._capacities: dict[bytes, Capacity] = {}
-        self._generation = -1
         self.factor = 1.0
         """Mean work of this node's frames in full passes, told to the peers."""
         self.closed = False
@@ -139,7 +112,7 @@ class Load:
         """Give this node's report to gossip, and take the peers' reports into ``view``.
 
         What has not changed is told again only now and then, and never if there is nothing to do
-        here: nobody asks such a node. O(members), with a small factor while nothing is new.
+        here: nobody asks such a node. O(news).
         """
         own = self.own()
         stale = bool(own["service_ms"]) and now.mono_s - self._told_s >= REFRESH_S
@@ -147,41 +120,23 @@ class Load:
             self._number += 1
             self._told, self._told_s = own, now.mono_s
             self._gossip.set_volatile("load", {"n": self._number, **own}, now)
-        heard = {node: load for node in self._gossip.alive() if (load := self.of(node)) is not None}
-        heard.pop(self._store.origin, None)
-        news = {node for node, load in heard.items() if load is not self._heard.get(node)}
-        self._heard = heard
-        if news:
-            self._take(news, view, now)
+        for node in self._gossip.volatile_news():
+            self._take(node, view, now)
 
-    def _take(self, news: Collection[bytes], view: FleetView, now: Instant) -> None:
-        """Take the reports of some members into the view. O(members)."""
-        for member in self._gossip.members():
-            if member.node_id not in news:
-                continue
-            load = self._heard[member.node_id]
-            waits_ms, service_ms = waits_of(load.get("waits_ms")), times_of(load.get("service_ms"))
-            if waits_ms is not None:
-                number = (member.incarnation, load.get("n"))
-                network_ms = (member.rtt_s or 0.0) * 1e3
-                view.heard_load(
-                    member.node_id, number, waits_ms, service_ms, network_ms, now.mono_s
-                )
+    def _take(self, node: bytes, view: FleetView, now: Instant) -> None:
+        """Take a member's report into the view, if there is a good one."""
+        load, member = self.of(node), self._gossip.member(node)
+        if load is None or member is None:
+            return
+        waits_ms, service_ms = waits_of(load.get("waits_ms")), times_of(load.get("service_ms"))
+        if waits_ms is not None:
+            number = (member.incarnation, load.get("n"))
+            network_ms = (member.rtt_s or 0.0) * 1e3
+            view.heard_load(node, number, waits_ms, service_ms, network_ms, now.mono_s)
 
     def capacities(self, living: Iterable[bytes]) -> dict[bytes, Capacity]:
-        """Return what the ``living`` nodes published of their capacity.
-
-        O(records) after a change of the replica, O(living) until the next.
-        """
-        if self._generation != self._store.generation:
-            self._generation = self._store.generation
-            self._capacities = {
-                node: _capacity(record)
-                for node, key, record in self._store.owners("node")
-                if key == "node" and isinstance(record, dict)
-            }
-        known = self._capacities
-        return {node: known[node] for node in living if node in known}
+        """Return what the ``living`` nodes published; see :meth:`Published.capacities`."""
+        return self._published.capacities(living)
 
 
 def waits_of(value: object) -> Waits | None:
@@ -207,31 +162,3 @@ def times_of(value: object) -> dict[str, float]:
 def is_time(value: object) -> bool:
     """Tell whether a peer's value is a number of milliseconds that makes sense."""
     return isinstance(value, int | float) and 0 <= value <= MAX_MS
-
-
-def _capacity(record: Mapping[str, object]) -> Capacity:
-    passes_per_s, files = record.get("capacity"), record.get("files")
-    zone = record.get("zone")
-    return Capacity(
-        passes_per_s=_clamped(passes_per_s),
-        takeover=record.get("takeover") is True,
-        files=files if isinstance(files, str) else "",
-        draining=record.get("draining") is True,
-        hot=record.get("hot") is True,
-        zone=zone if isinstance(zone, str) else "",
-        providers=_providers(record.get("accelerators")),
-    )
-
-
-def _providers(accelerators: object) -> tuple[str, ...]:
-    listed = accelerators if isinstance(accelerators, list) else ()
-    named = (one.get("provider") for one in listed if isinstance(one, dict))
-    # Each name makes a type of its own in every plan.
-    return tuple(name if isinstance(name, str) and name in PROVIDERS else "other" for name in named)
-
-
-def _clamped(value: object) -> float:
-    """Read a capacity; nobody has more than a thousand times what a small board has."""
-    if not isinstance(value, int | float) or not value > 0:
-        return 0.0
-    return min(float(value), MOST_PASSES_PER_S)

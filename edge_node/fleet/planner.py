@@ -8,28 +8,41 @@ whose replicas agree have the same plan without a word.
 import asyncio
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from edge_node.cameras.spec import AgentSpec
-from edge_node.fleet.load import LEAST_FACTOR, Capacity, Load, times_of
+from edge_node.fleet.load import LEAST_FACTOR, Load, times_of
+from edge_node.fleet.published import Capacity
 from edge_node.placement.choose import Reach
 from edge_node.placement.epoch import TARGET, Plan, Seat, Stream, plan, reach
 from edge_node.placement.view import FleetView
 from models.wire import SHORT
+
+NO_PLAN = Plan({}, {}, {})
+
+
+class Given(NamedTuple):
+    """What a plan is made from: streams, seats, and the node that runs an agent's frames now."""
+
+    streams: list[Stream]
+    seats: list[Seat]
+    current: dict[str, bytes]
 
 
 class Planner:
     """Holds the plan that the next frames follow."""
 
     def __init__(self, node_id: bytes, load: Load, view: FleetView) -> None:
-        self.plan = Plan({}, {}, {})
+        self.plan = NO_PLAN
         self._node_id = node_id
         self._load = load
         self._view = view
-        self._seats: list[Seat] = []
+        self._seats: list[Seat] | None = []  # None: not read yet
         self._own_type = ""
         self._living: Mapping[bytes, Capacity] = {}
         self._reach: dict[str, Reach] = {}
         self._moved: dict[str, bytes | None] = {}
+        self._rested_s = 0.0
 
     def planned(self, agent: str) -> bytes | None:
         """Return the peer that should run an agent's frames, None for this node."""
@@ -58,23 +71,23 @@ class Planner:
         """Return the peers that do a kind well; from the plan, kept until the next."""
         found = self._reach.get(kind)
         if found is None:
+            if self._seats is None:
+                self._seats = self._read_seats(self._living, self._rested_s)
             found = reach(self.plan, self._seats, self._node_id, kind)
             self._reach[kind] = found
         return found
 
-    async def renew(
-        self,
-        specs: Mapping[str, AgentSpec],
-        host_of: Callable[[AgentSpec], bytes],
-        tier_of: Callable[[str], int],
-        factor_of: Callable[[str], float],
-        digest_of: Callable[[AgentSpec], str],
-        living: Mapping[bytes, Capacity],
-        now_s: float,
-    ) -> None:
+    async def renew(self, given: Given, living: Mapping[bytes, Capacity]) -> None:
         """Make the plan of this epoch, off the event loop; see :meth:`inputs`."""
-        given = self.inputs(specs, host_of, tier_of, factor_of, digest_of, living, now_s)
-        self.adopt(await asyncio.to_thread(plan, *given), given[1], living)
+        self.adopt(await asyncio.to_thread(plan, *given), given.seats, living)
+
+    def rest(self, living: Mapping[bytes, Capacity], now_s: float) -> None:
+        """Follow no plan, as there is no agent; what :meth:`reach` needs is read when asked."""
+        self._load.factor = 1.0
+        self._moved.clear()
+        self.plan, self._own_type = NO_PLAN, ""
+        self._seats, self._reach, self._living = None, {}, living
+        self._rested_s = now_s
 
     def inputs(
         self,
@@ -85,8 +98,8 @@ class Planner:
         digest_of: Callable[[AgentSpec], str],
         living: Mapping[bytes, Capacity],
         now_s: float,
-    ) -> tuple[list[Stream], list[Seat], dict[str, bytes]]:
-        """Return what the plan of this epoch is made from: streams, seats, present places.
+    ) -> Given:
+        """Return what the plan of this epoch is made from.
 
         Args:
             host_of: the node that decodes an agent's camera.
@@ -94,10 +107,11 @@ class Planner:
             digest_of: the model that answers an agent.
             living: what the nodes believed alive published, this one included.
         """
-        own = [factor_of(name) for name, spec in specs.items() if host_of(spec) == self._node_id]
+        hosts = {name: host_of(spec) for name, spec in specs.items()}
+        own = [factor_of(name) for name, host in hosts.items() if host == self._node_id]
         self._load.factor = max(LEAST_FACTOR, sum(own) / len(own)) if own else 1.0
         seats = self._read_seats(living, now_s)
-        told = {node: self._load.factor_of(node) for node in living}
+        told = {node: self._load.factor_of(node) for node in {*hosts.values()} & living.keys()}
         streams = [
             Stream(
                 name,
@@ -109,13 +123,13 @@ class Planner:
                 max(LEAST_FACTOR, factor_of(name)) if host == self._node_id else told[host],
             )
             for name, spec in specs.items()
-            if (host := host_of(spec)) in living
+            if (host := hosts[name]) in living
         ]
         current = dict(self.plan.primary)
         moved, self._moved = self._moved, {}
         for agent, node in moved.items():
             current[agent] = self._node_id if node is None else node
-        return streams, seats, current
+        return Given(streams, seats, current)
 
     def adopt(self, made: Plan, seats: list[Seat], living: Mapping[bytes, Capacity]) -> None:
         """Follow a plan from now on; ``seats`` and ``living`` are what it was made from."""

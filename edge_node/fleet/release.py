@@ -16,6 +16,7 @@ from models.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
+RELEASE = "release/"
 UNLOAD_AFTER_S = 5.0
 """How long the old version still serves peers that have not heard of the new one."""
 
@@ -51,7 +52,7 @@ class Release:
     @property
     def key(self) -> str:
         """Key of the fleet register that holds the desired release."""
-        return f"release/{self.manifest.name}"
+        return RELEASE + self.manifest.name
 
     @property
     def digest(self) -> str:

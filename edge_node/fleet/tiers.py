@@ -14,6 +14,7 @@ from crdt import Instant, Store, Value
 from edge_node.cameras.agents import Agents, HostedAgent
 from edge_node.cameras.hosts import WALL_BITS, Hosts
 from edge_node.cameras.spec import AgentSpec
+from edge_node.fleet.records import Records
 from edge_node.placement.tiers import (
     MIDDLE,
     Change,
@@ -85,6 +86,9 @@ class Tiers:
         self._watched: dict[str, _Watched] = {}
         self._known: dict[str, int] = {}
         self._generation = -1
+        self._records = Records(store, TIER, self._take)
+        self._own: set[str] = set()
+        """Keys of the records that are this node's."""
 
     def tier_of(self, name: str) -> int:
         """Return an agent's tier, the middle one of an agent that nobody configured.
@@ -174,16 +178,23 @@ class Tiers:
 
     def _withdraw(self) -> None:
         """Take back the records of agents that have gone, or whose next host has its own."""
+        self._records.look()
         specs = self._hosts.specs()
-        for origin, key, _ in self._store.owners(TIER):
+        for key in sorted(self._own):
             name = key.removeprefix(TIER)
-            if origin != self._node_id or (self.enabled and name in self._agents.hosted):
+            if self.enabled and name in self._agents.hosted:
                 continue
             spec = specs.get(name)
             host = self._node_id if spec is None else self._hosts.host_of(spec)
             succeeded = host != self._node_id and self._store.owner(host, key) is not None
             if spec is None or succeeded or not self.enabled:
                 self._stage(self._store.delete_owner, key)
+
+    def _take(self, origin: bytes, key: str, record: Value) -> None:
+        if origin == self._node_id and record is not None:
+            self._own.add(key)
+        elif origin == self._node_id:
+            self._own.discard(key)
 
     def override(self, name: str, tier: int | None) -> bool:
         """Stage a tier for the whole fleet, None ends it; return whether the store took it.

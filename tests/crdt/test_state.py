@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from crdt import AddEntry, Batch, Change, Dot, Entry, OwnerEntry, RegisterEntry, RemoveEntry
 from crdt.entries import identity
-from crdt.state import State
+from crdt.state import KEPT_CHANGES, State
+from crdt.values import decode_value, encode_value
 
 ORIGINS = (b"a", b"b")
 KEYS = ("x", "y")
@@ -89,3 +90,59 @@ def test_what_is_only_stated_again_is_no_change() -> None:
     assert len(state.update(old, (), b"a", 9)) == 3
     assert state.update(new, [old], b"a", 9) == ()
     assert len(state.update(None, [new], b"a", 9)) == 3
+
+
+@given(contents, contents, st.data())
+def test_who_reads_again_what_changed_has_what_is_there(
+    first: list[list[Entry]], second: list[list[Entry]], data: st.DataObject
+) -> None:
+    """Put and drop in any order, looked at now and then."""
+    state, mark, mirror = State(), -1, dict[tuple[bytes, str], Any]()
+    held: dict[bytes, list[Batch]] = {origin: [] for origin in ORIGINS}
+    for batch in data.draw(st.permutations([*batches_of(b"a", first), *batches_of(b"b", second)])):
+        mine = held[batch.origin]
+        drop = mine[: data.draw(st.integers(0, len(mine)))]
+        state.update(batch, drop, batch.origin, 0)
+        held[batch.origin] = [*mine[len(drop) :], batch]
+        if data.draw(st.booleans()):
+            mark, changed = state.owners_changed(mark)
+            if changed is None:
+                mirror = {(origin, key): value for origin, key, value in state.owners("")}
+            for origin, key in changed or ():
+                mirror[origin, key] = state.owner(origin, key)
+            found = {(origin, key): repr(value) for origin, key, value in state.owners("")}
+            assert {k: repr(v) for k, v in mirror.items() if v is not None} == found
+            assert state.owners_changed(mark) == (mark, set())
+
+
+def test_who_has_missed_too_much_is_told_so() -> None:
+    state, (mark, changed) = State(), State().owners_changed(-1)
+    assert (mark, changed) == (0, None), "nothing was read yet"
+    for sequence in range(1, KEPT_CHANGES + 1):
+        batch = Batch(b"a", 1, sequence, ((1, sequence),), (OwnerEntry("k", sequence),), b"")
+        state.update(batch, (), b"a", 0)
+    assert state.owners_changed(mark) == (KEPT_CHANGES, {(b"a", "k")})
+    batch = Batch(b"a", 1, sequence + 1, ((1, sequence + 1),), (OwnerEntry("k", None),), b"")
+    state.update(batch, (), b"a", 0)
+    assert state.owners_changed(mark) == (KEPT_CHANGES + 1, None)
+
+
+nested = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(nested)
+def test_a_value_that_was_read_may_be_changed(value: Any) -> None:
+    """It is a copy, all the way down, in the form in which values are told."""
+    stated = {"v": value, "list": [[], {}]}
+    state = State()
+    state.update(Batch(b"a", 1, 1, ((1, 1),), (OwnerEntry("k", stated),), b""), (), b"a", 0)
+    read: Any = state.owner(b"a", "k")
+    assert repr(read) == repr(decode_value(encode_value(stated)))
+    for one in (read, read["list"], read["list"][0], read["list"][1]):
+        one.clear()
+    [(_, _, again)] = state.owners("k")
+    assert repr(again) == repr(decode_value(encode_value(stated)))

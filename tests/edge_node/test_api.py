@@ -354,6 +354,29 @@ def test_a_slow_reader_loses_the_oldest_and_nobody_waits() -> None:
     asyncio.run(run())
 
 
+def test_nothing_is_described_while_nobody_follows() -> None:
+    async def run() -> None:
+        feed, described = Feed(), []
+
+        def describe() -> dict[str, int]:
+            described.append(len(described))
+            return {"n": described[-1]}
+
+        feed.tell(describe)
+        assert described == []
+        one, other = feed.subscribe(), feed.subscribe()
+        feed.tell(describe)
+        assert described == [0], "once for all"
+        del other
+        feed.tell(describe)
+        assert [await anext(one), await anext(one)] == [{"n": 0}, {"n": 1}]
+        del one
+        feed.tell(describe)
+        assert described == [0, 1]
+
+    asyncio.run(run())
+
+
 # The table
 
 

@@ -14,7 +14,7 @@ from edge_node.cameras.agents import Agents, HostedAgent
 from edge_node.cameras.hosts import Hosts
 from edge_node.config import CameraConfig
 from edge_node.dispatch import Work
-from edge_node.fleet.load import Capacity
+from edge_node.fleet.published import Capacity
 from edge_node.fleet.tiers import Tiers
 from edge_node.metrics import Counters
 from edge_node.workers import FrameReady, Inference, ModelFile, WorkerHandle

@@ -9,6 +9,7 @@ from edge_node.fleet.load import REFRESH_S, Load
 from edge_node.fleet.shared import _digest_of
 from edge_node.metrics import Counters
 from edge_node.placement.view import FleetView
+from gossip.members import Member
 from simnet.host import Host
 from simnet.world import World
 from tests.edge_node.test_hosts import Site, tell
@@ -68,6 +69,88 @@ def test_a_report_is_told_when_it_changes_and_now_and_then() -> None:
     assert turn(REFRESH_S) == (3, 1)  # whom nobody can ask need not be heard again
     turn(1.0)
     assert peer.heard_s > heard_s
+
+
+def test_where_nothing_is_new_nobody_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(4)
+    hosts = world.fleet(5)
+    world.run(3.0)
+    loads = [load_of(host, Worker()) for host in hosts]
+    view = FleetView()
+
+    def turn() -> None:
+        for load, host in zip(loads, hosts, strict=True):
+            load.exchange(view if load is loads[0] else FleetView(), host.now())
+            host.drain()
+        world.run(1.0)
+
+    turn()
+    asked: list[bytes] = []
+    gossip = hosts[0].running
+    get = gossip.volatile
+    monkeypatch.setattr(gossip, "volatile", lambda *about: (asked.append(about[0]), get(*about))[1])
+    turn()
+    assert sorted(asked) == sorted(host.node_id for host in hosts[1:])
+    assert len(view.peers) == 4
+    asked.clear()
+    turn()
+    assert not asked
+    hosts[2].running.set_volatile("load", {"n": 9}, hosts[2].now())
+    hosts[2].drain()
+    world.run(1.0)
+    turn()
+    assert asked == [hosts[2].node_id]
+
+
+def test_who_comes_back_is_heard_although_it_says_nothing_new() -> None:
+    """It was dead to this node alone: its report is the one of before."""
+    world = World(5)
+    one, two, _ = world.fleet(3)
+    world.run(3.0)
+    here, there, view = load_of(one), load_of(two, Worker()), FleetView()
+    there.exchange(FleetView(), two.now())
+    two.drain()
+    world.run(1.0)
+    here.exchange(view, one.now())
+    assert view.peers[two.node_id].service_ms == {"model": 8.0}
+
+    def state() -> str:
+        member = one.running.member(two.node_id)
+        return member.state if member is not None else "unknown"
+
+    world.network.partition(["n0"], ["n1", "n2"])
+    world.run_until(lambda: state() == "down", 30)
+    view.forget(two.node_id)
+    here.exchange(view, one.now())
+    assert view.peers[two.node_id].service_ms == {}, "the dead count for nothing"
+    world.network.heal()
+    world.run_until(lambda: state() == "alive", 60)
+    here.exchange(view, one.now())
+    assert view.peers[two.node_id].service_ms == {"model": 8.0}
+
+
+def test_what_a_suspected_node_said_counts_once_it_is_trusted_again() -> None:
+    world = World(6)
+    one, two = world.fleet(2)
+    world.run(3.0)
+    here, there, view = load_of(one), load_of(two, Worker()), FleetView()
+    here.exchange(view, one.now())
+    there.exchange(FleetView(), two.now())
+    two.drain()
+    world.run(1.0)
+    members = one.running._members
+
+    def member() -> Member:
+        found = members.get(two.node_id)
+        assert found is not None
+        return found
+
+    members.suspect(member(), one.now())
+    here.exchange(view, one.now())
+    assert not view.peers
+    members.vouch(member(), one.now())
+    here.exchange(view, one.now())
+    assert view.peers[two.node_id].service_ms == {"model": 8.0}
 
 
 @pytest.mark.parametrize(
