@@ -116,7 +116,7 @@ class Station:
             lambda: self.agents.digests,
             config.model.also,
         )
-        self.load = Load(store, gossip, self.pool, self._counters, lambda: self.release.digest)
+        self.load = Load(gossip, self.pool, self._counters, lambda: self.release.digest)
         self.planner = Planner(store.origin, self.load, self.view)
         self.foresight = Foresight(
             config.node.state_dir / "affinity",

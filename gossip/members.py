@@ -59,10 +59,10 @@ class Members:
         self._table: dict[bytes, Member] = {}
         self.tree = RangeTree()
         """Marks of this node's claim and of those of the live; to be read only."""
+        self._live: list[Member] = []  # replaced, never changed
+        self._absent: dict[bytes, Member] = {}  # the others
         self.heard: dict[bytes, None] = {}
         """Who was only heard of."""
-        self._live: list[Member] | None = None
-        self._down: list[Member] | None = None
         if not 0 <= incarnation <= MAX_INCARNATION // 2:  # far beyond what refutations can reach
             raise ValueError(f"incarnation {incarnation}: this identity is used up, make another")
         self.own = make_claim(identity, incarnation, (canonical_host(address[0]), address[1]))
@@ -83,16 +83,12 @@ class Members:
         return self.tree.count(EVERYTHING) <= self._config.direct_members
 
     def live(self) -> list[Member]:
-        """Return the alive and the suspected, in the order in which they were met."""
-        if self._live is None:
-            self._live = [member for member in self._table.values() if member.live]
+        """Return the alive and the suspected, in the order of their coming; not to be changed."""
         return self._live
 
     def down(self) -> list[Member]:
-        """Return those held for dead, in the order in which they were met."""
-        if self._down is None:
-            self._down = [member for member in self._table.values() if member.state == DOWN]
-        return self._down
+        """Return those held for dead, in the order in which they died. O(absent)."""
+        return [member for member in self._absent.values() if member.state == DOWN]
 
     def renew(self, above: int, address: Address | None = None, *, left: bool = False) -> Claim:
         """Sign a new claim of this node's whose incarnation is greater than `above`.
@@ -149,9 +145,8 @@ class Members:
         """Drop a member that is not live; from then on it is a stranger."""
         member = self._table.get(node_id)
         if member is not None and not member.live:
-            del self._table[node_id]
+            del self._table[node_id], self._absent[node_id]
             self.heard.pop(node_id, None)
-            self._live = self._down = None
 
     def suspect(self, member: Member, now: Instant) -> None:
         """Doubt an alive member."""
@@ -198,6 +193,7 @@ class Members:
         return HEARD if self.small else ALIVE
 
     def _put(self, member: Member, known: Member | None) -> None:
+        node_id = member.node_id
         was = known.claim if known is not None and known.live else None
         now = member.claim if member.live else None
         if was is not now:
@@ -205,12 +201,18 @@ class Members:
                 self._mark(was, -1)
             if now is not None:
                 self._mark(now, 1)
-        self._table[member.node_id] = member
-        if member.state == HEARD:
-            self.heard[member.node_id] = None
-        else:
-            self.heard.pop(member.node_id, None)
-        self._live = self._down = None
+        self._table[node_id] = member
+        self._absent.pop(node_id, None)
+        self.heard.pop(node_id, None)
+        if now is None:
+            self._absent[node_id] = member
+            if member.state == HEARD:
+                self.heard[node_id] = None
+        if known is not None and was is not None:
+            place = self._live.index(known)
+            self._live = self._live[:place] + [member] * (now is not None) + self._live[place + 1 :]
+        elif now is not None:
+            self._live = [*self._live, member]
 
     def _turn(self, member: Member, state: str, now: Instant) -> None:
         self._put(Member(member.node_id, member.claim, state, now.mono_s), member)
@@ -221,9 +223,9 @@ class Members:
         self.tree.change(claim.node_id, by * int.from_bytes(mark, "big"), count=by)
 
     def _prune(self) -> None:
-        dead = [member for member in self._table.values() if not member.live]
-        excess = len(dead) - self._config.dead_members
+        excess = len(self._absent) - self._config.dead_members
         if excess > 0:
+            dead = list(self._absent.values())
             dead.sort(key=lambda member: (member.state != HEARD, member.since_s))
             for member in dead[:excess]:
                 self.forget(member.node_id)

@@ -50,12 +50,7 @@ class Neighbours:
 
     def zone(self) -> list[Member]:
         """Return the live members of the own zone."""
-        if self.all:
-            return self._members.live()
-        shift = _ID_BITS - self._zone_bits()
-        low = self._me >> shift << shift
-        high = low | (1 << shift) - 1
-        return self._between(low.to_bytes(16, "big"), high.to_bytes(16, "big"))
+        return self._members.live() if self.all else self._between(*self._around(self._zone_bits()))
 
     def near(self, node_id: bytes) -> bool:
         """Tell whether an id belongs to the own zone."""
@@ -81,30 +76,26 @@ class Neighbours:
     def missing(self, rng: random.Random) -> Iterator[Member]:
         """Yield members with whom a link is wanted and not there. O(live) at worst."""
         bits = self._zone_bits()
-        heard = [
-            member
-            for node_id in self._members.heard
-            if (member := self._members.get(node_id)) is not None
-        ]
-        strangers = [
-            member
-            for member in [*self._members.live(), *heard]
-            if self._links.get(member.node_id) is None
-        ]
-        beyond = []
-        for member in strangers:
-            if self._shared_bits(member.node_id) >= bits:
-                yield member
-            else:
-                beyond.append(member)
-        if not bits:
-            return
+        yield from self._strangers(*self._around(bits))
         linked = sorted(link.node_id for link in self._links)
         for scope in self._ranges_elsewhere():
             low, high = bounds(scope)
             lacking = _PER_RANGE - (bisect_right(linked, high) - bisect_left(linked, low))
-            there = [one for one in beyond if low <= one.node_id <= high] if lacking > 0 else []
-            yield from rng.sample(there, min(max(0, lacking), len(there)))
+            if lacking > 0:
+                there = self._strangers(low, high)
+                yield from rng.sample(there, min(lacking, len(there)))
+
+    def _strangers(self, low: bytes, high: bytes) -> list[Member]:
+        """Return who has no link, of the live and of those only heard of."""
+        heard = [self._members.get(one) for one in self._heard(low, high)]
+        there = self._between(low, high) + [one for one in heard if one is not None]
+        return [member for member in there if self._links.get(member.node_id) is None]
+
+    def _around(self, bits: int) -> tuple[bytes, bytes]:
+        """Return the lowest and the highest id that share leading bits with the own."""
+        shift = _ID_BITS - bits
+        low = self._me >> shift << shift
+        return low.to_bytes(16, "big"), (low | (1 << shift) - 1).to_bytes(16, "big")
 
     def _ranges_elsewhere(self) -> Iterator[int]:
         """Yield the ranges beside the own at every depth that the zone does not cover."""

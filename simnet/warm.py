@@ -82,7 +82,6 @@ def acquaint(tables: list[Members], now: Instant) -> None:
         # the list of all but oneself, which would be built member by member otherwise
         place = index - 1 if index else len(members) - 1
         one._live = members[:place] + members[place + 1 :]
-        one._down = []
 
 
 def connect(nodes: list[GossipNode], now: Instant, rng: random.Random, rtt_s: float) -> None:

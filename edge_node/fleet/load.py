@@ -4,13 +4,11 @@ Owns the shape of the volatile key ``load``. Never decides anything with it. Inv
 report of a peer counts for nothing.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any, Protocol
 
-from crdt import Instant, Store, Value
-from edge_node.fleet.published import Capacity as Capacity
-from edge_node.fleet.published import Published
+from crdt import Instant, Value
 from edge_node.metrics import Counters
 from edge_node.placement.view import IDLE, FleetView, Waits
 from gossip import GossipNode
@@ -55,14 +53,12 @@ class Load:
 
     def __init__(
         self,
-        store: Store,
         gossip: GossipNode,
         pool: Pool,
         counters: Counters,
         digest: Callable[[], str],
     ) -> None:
         """Prepare; ``digest`` tells the model that this node runs, "" if none."""
-        self._published = Published(store)
         self._gossip = gossip
         self._pool = pool
         self._counters = counters
@@ -133,10 +129,6 @@ class Load:
             number = (member.incarnation, load.get("n"))
             network_ms = (member.rtt_s or 0.0) * 1e3
             view.heard_load(node, number, waits_ms, service_ms, network_ms, now.mono_s)
-
-    def capacities(self, living: Iterable[bytes]) -> dict[bytes, Capacity]:
-        """Return what the ``living`` nodes published; see :meth:`Published.capacities`."""
-        return self._published.capacities(living)
 
 
 def waits_of(value: object) -> Waits | None:

@@ -14,8 +14,8 @@ its home, or else to the first of them.
 from collections.abc import Callable, Sequence
 
 from crdt.log import Batch
-from edge_node.fleet.load import Capacity
 from edge_node.fleet.planner import type_of
+from edge_node.fleet.published import Capacity
 from edge_node.placement.budget import Budget
 from edge_node.placement.epoch import TARGET, Seat, plan
 from edge_node.placement.view import Option
@@ -249,7 +249,7 @@ class City:
         rate_hz, living = self.given.cameras.rate_hz, dict[bytes, Capacity]()
         for node in self.nodes:
             if node.up:
-                living.update(node.load.capacities(frozenset((node.id,))))
+                living.update(node.directory.capacities([node.id]))
         up = [node for node in self.nodes if node.id in living]
         seats = [
             Seat(node.id, type_of(living[node.id], times), living[node.id].zone, times, TARGET)

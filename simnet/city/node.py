@@ -14,8 +14,9 @@ from edge_node.cameras.agents import Agents
 from edge_node.cameras.hosts import Hosts
 from edge_node.cameras.spec import AgentSpec
 from edge_node.fleet.directory import Directory
-from edge_node.fleet.load import Capacity, Load
+from edge_node.fleet.load import Load
 from edge_node.fleet.planner import Planner
+from edge_node.fleet.published import Capacity
 from edge_node.metrics import Counters
 from edge_node.placement.epoch import Plan, Seat, Stream, plan
 from edge_node.placement.view import FleetView
@@ -86,10 +87,10 @@ class Node:
         self.accelerator = self._accelerator()
         self.coming_ms = 0.0
         self.view, self.warmth, self.counters = FleetView(), Warmth(), Counters()
-        self.load = Load(store, gossip, self.accelerator, self.counters, str)
+        self.load = Load(gossip, self.accelerator, self.counters, str)
         self.planner = Planner(self.id, self.load, self.view)
         self._cameras = _Cameras()
-        self._directory = Directory(store, gossip)
+        self.directory = Directory(store, gossip)
         self.hosts = Hosts(
             self.id,
             store,
@@ -160,7 +161,7 @@ class Node:
 
     def living(self) -> dict[bytes, Capacity]:
         """Return what those published that gossip holds for alive, this node included."""
-        return self.load.capacities(frozenset(self._directory.living()))
+        return self.directory.capacities(self.directory.living())
 
     def plan(self) -> None:
         """Plan where the frames of the next epoch run."""

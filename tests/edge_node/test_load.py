@@ -35,7 +35,7 @@ class Pool:
 
 def load_of(host: Host, *workers: Worker) -> Load:
     """Return the reports of a node of the world."""
-    return Load(host.store, host.running, Pool(*workers), Counters(), lambda: "model")
+    return Load(host.running, Pool(*workers), Counters(), lambda: "model")
 
 
 def sequence(host: Host) -> Any:
@@ -162,7 +162,7 @@ def test_a_capacity_of_nonsense_is_read_as_far_as_it_goes(accelerators: Any) -> 
     b.store.set_owner("node", {"capacity": 5.0, "accelerators": accelerators})
     tell(a, b)
     gossip: Any = None
-    load = Load(a.store, gossip, Pool(), Counters(), lambda: "")
+    load = Load(gossip, Pool(), Counters(), lambda: "")
     found = load.capacities([b.id])[b.id]
     assert found.passes_per_s == 5.0
     assert set(found.providers) <= {"other"}

@@ -93,7 +93,7 @@ def test_who_joins_a_large_fleet_links_as_few_as_others_and_writes_along_the_tre
     assert world.all_live()
     assert knowing(world, newcomer, "key") == 101
     assert len(newcomer.running._links) <= usual
-    assert total(world, "wants") == 0
+    assert total(world, "wants") <= 3
     # claim and record: to all, acknowledged, two announcements each; a handshake and greetings
     # take 7 on each of its links
     joined = total(world, "out_datagrams") - before - quiet
