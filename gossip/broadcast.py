@@ -163,7 +163,7 @@ class Links:
 
     def heard(self, link: Link, now: Instant) -> None:
         """Note that something authentic came from a peer."""
-        link.confirmed = True
+        link.confirmed, link.doubted = True, False
         link.heard_s = link.used_s = now.mono_s
 
     def on_arrival(self, link: Link, counter: int, now: Instant) -> None:

@@ -72,6 +72,7 @@ class Link:
     volatile_sequence: int = 0  # newest volatile state of the peer seen on this boot
     loss: float = 0.0  # the share of datagrams lost, smoothed
     misses: int = 0  # datagrams lost since the last that was acknowledged
+    doubted: bool = False  # its peer was suspected, and has not been heard since
     pause_s: float = 0.0  # asked for by the peer ...
     pause_end_s: float = -inf  # ... and over by then, said again or not
     queues: tuple[dict[bytes, Item], ...] = field(default_factory=lambda: ({}, {}, {}, {}, {}))
@@ -107,8 +108,8 @@ class Link:
         known_s = self.latency.bound_s(now.mono_s)
         usual_s = (known_s or _FIRST_RTT_S) + self.config.ack_delay_s
         usual_s = max(self.config.resend_floor_s, usual_s) + self.pause_s
-        # a peer of which nothing is known may be slow: each silence makes that likelier
-        patient = tries - (_STEADY_TRIES if known_s else 1)
+        # of which nothing is known may be slow, a doubted one dead: each silence makes it likelier
+        patient = tries - (_STEADY_TRIES if known_s and not self.doubted else 1)
         if patient > 0:
             usual_s *= 1 << patient
         return min(_MAX_RESEND_S, usual_s)
@@ -123,6 +124,11 @@ class Link:
         if self.pause_s and now.mono_s >= self.pause_end_s:
             self.pause_s = 0.0
         return not self.pause_s
+
+    @property
+    def window(self) -> int:
+        """Return how many datagrams may be unacknowledged."""
+        return 1 if self.doubted else self.config.window_datagrams
 
     @property
     def interval_s(self) -> float:
@@ -154,7 +160,7 @@ class Link:
 
     def queues_due_s(self) -> float:
         """Return when the most urgent of what waits may leave; inf when nothing may."""
-        if len(self.flights) >= self.config.window_datagrams:
+        if len(self.flights) >= self.window:
             return inf
         for first, queue in enumerate(self.queues):
             if queue:
@@ -167,7 +173,7 @@ class Link:
     def admitted(self, now: Instant) -> int:
         """Return how many of the queues, most urgent first, the peer will take from now."""
         self.calm(now)
-        if len(self.flights) >= self.config.window_datagrams:
+        if len(self.flights) >= self.window:
             return 0
         return VOLATILE + 1 if now.mono_s >= self.flushed_s + self.pause_s else URGENT + 1
 

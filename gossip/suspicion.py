@@ -256,13 +256,16 @@ class Suspicion:
 
     def _begin(self, member: Member, now: Instant) -> _Doubt:
         others = len(self._members.live()) - 1  # than this node and the subject
-        intervals = self._config.suspicion_intervals * max(1.0, log10(others + 2))
+        intervals = self._config.suspicion_intervals * _patience(others + 1)
         least_s = intervals * self._config.probe_interval_s * self.patience
         check_s = now.mono_s + least_s * self._rng.uniform(_CHECK_FROM, _CHECK_TO)
         most_s = least_s * self._config.suspicion_factor
         doubt = _Doubt(now.mono_s, least_s, most_s, min(_CONFIRMATIONS, others), check_s)
         self._doubts[member.node_id] = doubt
         self._members.suspect(member, now)
+        link = self._links.get(member.node_id)
+        if link is not None:
+            link.doubted = True
         self._schedule(check_s)
         return doubt
 
@@ -271,8 +274,10 @@ class Suspicion:
         doubt.check_s = inf
         if link is not None:
             self._pings.send(link, now)
-            self.remind(link)
-            doubt.check_s = now.mono_s + 2 * self._pings.retry_s(link, now)
+            if not link.flights:  # else the last reminder is still being sent
+                self.remind(link)
+            pause_s = 2 * self._pings.retry_s(link, now)
+            doubt.check_s = now.mono_s + pause_s * _patience(len(self._members.live()))
 
     def _bury(self, node_id: bytes, now: Instant) -> None:
         del self._doubts[node_id]
@@ -305,3 +310,8 @@ def _key(message: Announce | Suspect) -> bytes:
     if isinstance(message, Announce):
         return b"M" + message.claim.node_id
     return b"M" + message.subject + message.accuser
+
+
+def _patience(others: int) -> float:
+    """Return how much longer a suspicion lasts, and how much more rarely each looks, among many."""
+    return max(1.0, log10(others + 1))

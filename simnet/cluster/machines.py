@@ -26,7 +26,7 @@ from simnet.lasting import before
 from simnet.link import Name
 
 _LEAVE_S = 15.0
-_LINK_S = 0.02  # of a processor, generously: what two real daemons take to shake hands
+_LINK_S = 0.015  # of a processor, generously: what two real daemons take to shake hands
 _RETRY_S = 1.0
 _HEADER_BYTES = 32
 _FRAME_HEADER_BYTES = 24
