@@ -23,6 +23,7 @@ URGENT, PROMPT, STATE, REPAIR, VOLATILE = range(5)
 
 _FIRST_RTT_S = 0.1
 _MAX_RESEND_S = 3.0
+_MOST_DOUBLINGS = 8
 _STEADY_TRIES = 5  # of an item, after which the pauses between its tries double
 _PASSED_LIMIT = 2  # answers to later datagrams, after which an unanswered one counts as lost
 _LOST_KEPT = 64  # lost datagrams whose late answers are still understood
@@ -109,9 +110,9 @@ class Link:
         usual_s = (known_s or _FIRST_RTT_S) + self.config.ack_delay_s
         usual_s = max(self.config.resend_floor_s, usual_s) + self.pause_s
         # of which nothing is known may be slow, a doubted one dead: each silence makes it likelier
-        patient = tries - (_STEADY_TRIES if known_s and not self.doubted else 1)
+        patient = self.misses if self.doubted else tries - (_STEADY_TRIES if known_s else 1)
         if patient > 0:
-            usual_s *= 1 << patient
+            usual_s *= 1 << min(patient, _MOST_DOUBLINGS)
         return min(_MAX_RESEND_S, usual_s)
 
     def paused(self, pause_s: float, now: Instant) -> None:
@@ -242,7 +243,7 @@ class Link:
                 flight.due_s, flight.spared = now.mono_s + max(_LATE_S, lag_s), True
                 continue
             tried = any(item.tries == _STEADY_TRIES for item in flight.items)
-            deaf = deaf or (tried and self.heard_s < flight.sent_s)
+            deaf = deaf or (tried and not self.doubted and self.heard_s < flight.sent_s)
             self._lose(counter)
         self._look_again()
         return deaf

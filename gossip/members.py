@@ -215,7 +215,8 @@ class Members:
             self._live = [*self._live, member]
 
     def _turn(self, member: Member, state: str, now: Instant) -> None:
-        self._put(Member(member.node_id, member.claim, state, now.mono_s), member)
+        known = self._table[member.node_id]
+        self._put(Member(known.node_id, known.claim, state, now.mono_s), known)
 
     def _mark(self, claim: Claim, by: int) -> None:
         stamp = claim.incarnation.to_bytes(8, "big") + bytes((claim.left,))

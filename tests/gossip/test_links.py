@@ -379,6 +379,18 @@ def test_pause_is_kept_between_datagrams_but_not_by_what_is_urgent() -> None:
     assert len(pair.run(0.012)) == 2
 
 
+def test_who_is_doubted_gets_one_datagram_at_a_time_until_it_is_heard() -> None:
+    pair = Pair()
+    pair.link.doubted = True
+    pair.offer(3)
+    sent = [at for at, _, _ in pair.run(2.0)]
+    assert len(sent) <= 6
+    pauses = [later - at for at, later in zip(sent, sent[1:], strict=False)]
+    assert all(later > 1.5 * pause for pause, later in zip(pauses, pauses[1:], strict=False))
+    pair.links.heard(pair.link, pair.now)
+    assert len(pair.run(1.0)) >= 3
+
+
 def test_node_that_is_late_waits_as_long_for_answers_before_it_resends() -> None:
     pair = Pair()
     pair.offer(1)
