@@ -13,7 +13,7 @@ from typing import NamedTuple
 from simnet.cluster.setting import HIGHEST_PORT, LOWEST_PORT
 from simnet.scenario import Scenario
 
-_NODE_MIB, _LAUNCHER_MIB = 14.0, 120.0
+_NODE_MIB, _LAUNCHER_MIB = 17.0, 120.0
 _NODE_CPU_S = 0.006
 """Per probe interval, when nothing happens."""
 _NODE_TASKS = 10

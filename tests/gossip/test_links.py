@@ -385,8 +385,8 @@ def test_who_is_doubted_gets_one_datagram_at_a_time_until_it_is_heard() -> None:
     pair.offer(3)
     sent = [at for at, _, _ in pair.run(2.0)]
     assert len(sent) <= 6
-    pauses = [later - at for at, later in zip(sent, sent[1:], strict=False)]
-    assert all(later > 1.5 * pause for pause, later in zip(pauses, pauses[1:], strict=False))
+    pauses = [later - at for at, later in pairwise(sent)]
+    assert all(later > 1.5 * pause for pause, later in pairwise(pauses))
     pair.links.heard(pair.link, pair.now)
     assert len(pair.run(1.0)) >= 3
 
