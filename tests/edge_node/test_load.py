@@ -6,6 +6,7 @@ import pytest
 
 from crdt import Instant
 from edge_node.fleet.load import REFRESH_S, Load
+from edge_node.fleet.published import Published
 from edge_node.fleet.shared import _digest_of
 from edge_node.metrics import Counters
 from edge_node.placement.view import FleetView
@@ -161,15 +162,14 @@ def test_a_capacity_of_nonsense_is_read_as_far_as_it_goes(accelerators: Any) -> 
     a, b = Site("a"), Site("b")
     b.store.set_owner("node", {"capacity": 5.0, "accelerators": accelerators})
     tell(a, b)
-    gossip: Any = None
-    load = Load(gossip, Pool(), Counters(), lambda: "")
-    found = load.capacities([b.id])[b.id]
+    published = Published(a.store)
+    found = published.capacities([b.id])[b.id]
     assert found.passes_per_s == 5.0
     assert set(found.providers) <= {"other"}
-    assert load.capacities([a.id]) == {}
+    assert published.capacities([a.id]) == {}
     b.store.set_owner("node", {"capacity": 6.0})
     tell(a, b)
-    assert load.capacities([b.id])[b.id].passes_per_s == 6.0
+    assert published.capacities([b.id])[b.id].passes_per_s == 6.0
 
 
 @pytest.mark.parametrize("digest", ["../../etc/passwd", "0" * 63, "A" * 64, "", 7, None])
