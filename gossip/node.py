@@ -118,6 +118,7 @@ class GossipNode:
             self._links,
             self._call,
             self._call_claimed,
+            self._on_silent,
             self._count,
         )
         self._announcements = self._spread.announcements
@@ -437,6 +438,9 @@ class GossipNode:
 
     def _call_claimed(self, address: Address, now: Instant) -> None:
         self._contact.call_claimed(address, now)
+
+    def _on_silent(self, node_id: bytes) -> None:
+        self._probing.hasten(node_id)
 
     def _summary(self) -> Summary:
         store, members = self._store, self._members

@@ -167,6 +167,12 @@ class Probing:
         self._inquiries[node_id] = inquiry
         self._schedule(inquiry.ask_s)
 
+    def hasten(self, node_id: bytes) -> None:
+        """Probe a member next that does not answer calls: all may think that another has met it."""
+        if node_id in self._order:
+            self._order.remove(node_id)
+        self._order.append(node_id)
+
     def heard(self, node_id: bytes) -> None:
         """Note that somebody other than the target was heard: the silence is not ours."""
         if node_id != self._target:

@@ -47,6 +47,7 @@ class Spread:
         links: Links,
         call: Callable[[Address, Instant], None],
         call_claimed: Callable[[Address, Instant], None],
+        silent: Callable[[bytes], None],
         count: Callable[[str], None],
     ) -> None:
         self._config = config
@@ -55,6 +56,8 @@ class Spread:
         self._links = links
         self._call = call
         self._call_claimed = call_claimed
+        self._silent = silent  # told of a live member that was called in vain
+        self._called: set[bytes] = set()  # at the last look
         self.neighbours = Neighbours(config, members, links)
         self.announcements = Announcements(
             config, rng, store, members, links, self.neighbours, count
@@ -140,23 +143,28 @@ class Spread:
     def tick(self, now: Instant) -> None:
         """Now and then call neighbours that are missing."""
         if now.mono_s >= self._look_s:  # mostly whoever wakes this node: that needs no deadline
+            waited = not self._hurried
             self._look_s, self._hurried = now.mono_s + _LOOK_S, False
-            self._call_missing(now)
+            self._call_missing(now, waited)
 
     def _hurry(self, now: Instant) -> None:
         if not self._hurried:
             self._hurried = True
             self._look_s = min(self._look_s, now.mono_s + self._rng.uniform(*_SOON_S))
 
-    def _call_missing(self, now: Instant) -> None:
+    def _call_missing(self, now: Instant, waited: bool) -> None:
         seen = self._members.digest(), self._links.changes
         if seen == self._settled:
             return
         missing = list(self.neighbours.missing(self._rng))
         self._settled = None if missing else seen
         self._more = len(missing) > LOOK_CALLS
-        for member in self._rng.sample(missing, min(LOOK_CALLS, len(missing))):
+        called = self._rng.sample(missing, min(LOOK_CALLS, len(missing)))
+        for member in called:
             (self._call if member.live else self._call_claimed)(member.address, now)
+            if waited and member.live and member.node_id in self._called:
+                self._silent(member.node_id)
+        self._called = {member.node_id for member in called}
 
     def _rank(self, batch: Batch) -> int:
         """Return the priority of a batch's most urgent entry."""

@@ -118,6 +118,14 @@ def test_one_that_is_dead_is_called_by_a_few_of_many() -> None:
     assert 50 < calls < 2 * 9 * 6 * 6
 
 
+def test_one_that_is_dead_and_that_all_hold_for_alive_is_found_out_soon() -> None:
+    """Found by the swarm, seed 2: all who had buried it had restarted; it took most of a minute."""
+    world = World(6, GossipConfig(direct_members=16, leaf_members=8), standin=True)
+    hosts = world.warm_fleet(100, links=False)
+    hosts[7].crash()
+    world.run_until(world.all_live, 15)
+
+
 def test_silent_heads_cost_no_repair() -> None:
     world = large(4)
     source = world.hosts["n3"]
