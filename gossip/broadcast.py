@@ -211,10 +211,10 @@ class Links:
         while self.deadline() <= now.mono_s:
             link = heappop(self._agenda)[2]
             link.scheduled_s = inf
-            if link.resend_due_s <= now.mono_s and link.expire(
-                now, min(_MAX_LAG_S, self._lag_s(now))
-            ):
-                self._deaf(link, now)
+            if link.resend_due_s <= now.mono_s:
+                lag_s = min(_MAX_LAG_S, self._lag_s(now))
+                if link.expire(now, lag_s):
+                    self._deaf(link, now)
             sealed = self._next_datagram(link, now)
             self._schedule(link, now.mono_s)  # again, if more is due: the links take turns
             if sealed is not None:

@@ -38,11 +38,7 @@ class Neighbours:
     @property
     def all(self) -> bool:
         """Tell whether the fleet is so small that everybody is a neighbour."""
-        members = self._members
-        return members.small and (
-            not members.heard
-            or members.tree.count(EVERYTHING) + len(members.heard) <= self._config.direct_members
-        )
+        return self._known(EVERYTHING, EVERYTHING) <= self._config.direct_members
 
     def within(self, scope: int) -> list[Member]:
         """Return the live members in a scope, by id; O(log n) until the live change."""
@@ -54,7 +50,7 @@ class Neighbours:
 
     def near(self, node_id: bytes) -> bool:
         """Tell whether an id belongs to the own zone."""
-        return self.all or self._shared_bits(node_id) >= self._zone_bits()
+        return self._shared_bits(node_id) >= self._zone_bits()
 
     def leaf(self) -> int:
         """Return the largest own scope below the root that is not divided further."""
@@ -67,7 +63,7 @@ class Neighbours:
 
     def wants(self, node_id: bytes) -> bool:
         """Tell whether a link to a member is wanted. O(links)."""
-        if self._shared_bits(node_id) >= self._zone_bits():
+        if self.near(node_id):
             return True
         depth = self._shared_bits(node_id) // 4 + 1  # where its range parts from the own
         low, high = bounds(scope_of(node_id, depth))

@@ -256,7 +256,7 @@ class Suspicion:
 
     def _begin(self, member: Member, now: Instant) -> _Doubt:
         others = len(self._members.live()) - 1  # than this node and the subject
-        intervals = self._config.suspicion_intervals * _patience(others + 1)
+        intervals = self._config.suspicion_intervals * _crowd_factor(others + 1)
         least_s = intervals * self._config.probe_interval_s * self.patience
         check_s = now.mono_s + least_s * self._rng.uniform(_CHECK_FROM, _CHECK_TO)
         most_s = least_s * self._config.suspicion_factor
@@ -277,7 +277,7 @@ class Suspicion:
             if not link.flights:  # else the last reminder is still being sent
                 self.remind(link)
             pause_s = 2 * self._pings.retry_s(link, now)
-            doubt.check_s = now.mono_s + pause_s * _patience(len(self._members.live()))
+            doubt.check_s = now.mono_s + pause_s * _crowd_factor(len(self._members.live()))
 
     def _bury(self, node_id: bytes, now: Instant) -> None:
         del self._doubts[node_id]
@@ -312,6 +312,6 @@ def _key(message: Announce | Suspect) -> bytes:
     return b"M" + message.subject + message.accuser
 
 
-def _patience(others: int) -> float:
+def _crowd_factor(others: int) -> float:
     """Return how much longer a suspicion lasts, and how much more rarely each looks, among many."""
     return max(1.0, log10(others + 1))

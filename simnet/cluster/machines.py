@@ -100,9 +100,8 @@ class Machines:
             rng = random.Random(f"{self._setting.seed} disk {name} {number}")
             damage(self._setting.state_of(name), disk, rng)
             self._start_if_wanted(name)
-        elif status and self._is_full(
-            name
-        ):  # a new journal finds no room: as a service would, again
+        elif status and self._is_full(name):
+            # a new journal finds no room: as a service would, again
             self._at(time.monotonic() + _RETRY_S, self._start_if_wanted, name)
         else:
             self.unasked.append((name, how_ended(status)))
