@@ -1,12 +1,14 @@
 """Who is gone for good, and when this node writes of its own accord so that all forget it.
 
 Owns since when members and authors have been away; never commits, and never speaks of a member
-that is live here. Invariant: nobody is retired by who sees fewer members than are away. So of two
-halves of a divided fleet at most one gives up the other, as long as none of them gets new members.
+that is live here. Invariant: nobody is retired by who saw, for as long as that, fewer members than
+were away. So of two halves of a divided fleet at most one gives up the other, as long as none of
+them gets new members; and who comes back from the lesser gives up nobody that it has yet to meet.
 """
 
 from collections.abc import Callable
 from hashlib import blake2b
+from math import inf
 
 from crdt.clock import Instant
 from crdt.store import Store
@@ -31,6 +33,7 @@ class Forgetting:
         self._members = members
         self._count = count
         self._away_s: dict[bytes, float] = {}  # since when, by member or author
+        self._lesser_s = -inf  # when more were last away than here
         self._due_s = self._look_due_s = 0.0
 
     def tick(self, now: Instant) -> bool:
@@ -44,8 +47,10 @@ class Forgetting:
         if now.mono_s >= self._look_due_s:
             self._look_due_s = now.mono_s + self._look_s
             self._look(now)
+            if not self._in_charge():
+                self._lesser_s = now.mono_s
             overdue = self._overdue(now)
-            if overdue and self._in_charge() and self._forget(overdue, now):
+            if overdue and self._forget(overdue, now):
                 return True
         return self._store.sweep(now)
 
@@ -65,7 +70,7 @@ class Forgetting:
             wait_s = self._limit_s
             if node_id in self._store.origins:
                 wait_s += self._look_s * self._turn(node_id, turns)
-            if now.mono_s - since_s >= wait_s:
+            if now.mono_s - max(since_s, self._lesser_s) >= wait_s:
                 overdue.append(node_id)
         return overdue
 

@@ -126,6 +126,19 @@ def test_member_that_ran_on_alone_gives_way_to_the_greater_half() -> None:
     assert all(host.store.fleet("of the others", host.now()) == 1 for host in hosts)
 
 
+def test_who_comes_back_to_half_of_the_others_does_not_give_up_the_rest() -> None:
+    world, hosts = fleet(5)
+    *others, alone = hosts
+    world.network.partition([alone.name], [host.name for host in others])
+    world.run(3 * RETIRE_S)
+    world.network.heal()
+    late = others[:2]
+    world.network.partition([host.name for host in late], [host.name for host in hosts[2:]])
+    world.run(RETIRE_S / 2)
+    assert len(alone.running.alive()) == 3, "more than are away"
+    assert {host.node_id for host in late} <= alone.store.origins
+
+
 def test_of_two_equal_halves_only_one_forgets_the_other() -> None:
     world, hosts = fleet(2)
     low, high = hosts
