@@ -5,6 +5,8 @@ Invariants: nothing counts as settled while a member that is not forgotten, or t
 anything held here, has never agreed; a clock that has been set is corrected only by a majority.
 """
 
+from itertools import chain
+
 from crdt.clock import DAWN_MS, Instant
 from crdt.store import Store
 from gossip.config import GossipConfig
@@ -80,16 +82,17 @@ class Agreement:
         if held.get(self._laggard, 0) <= before and self._owes(self._laggard):
             return
         # an author may be down and, since this node's own restart, in nobody's table
-        ids = {*self._store.origins, *(member.node_id for member in self._members)}
-        owing = [one for one in ids if self._owes(one)]
-        self._held = {one: held[one] for one in owing if one in held}
-        if not owing:
-            return
-        self._laggard = min(owing, key=lambda one: (held.get(one, 0), one))
-        settled = held.get(self._laggard, 0)
-        if settled > before:
-            self._settled = settled
-            self._store.settled(settled)
+        owing = set()
+        for one in chain((member.node_id for member in self._members), self._store.origins):
+            if self._owes(one):
+                if held.get(one, 0) <= before:
+                    self._laggard = one
+                    return
+                owing.add(one)
+        self._held = {one: generation for one, generation in held.items() if one in owing}
+        if owing:
+            self._settled = min(self._held.values())
+            self._store.settled(self._settled)
 
     def _owes(self, node_id: bytes) -> bool:
         """Tell whether what is settled has to wait for a member, or for an author's return."""

@@ -5,8 +5,10 @@ alive only by a newer claim that it signed itself; in a small fleet nobody count
 another's word; at most `dead_members` claims are kept of those that are not.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
+from operator import attrgetter
 from typing import NamedTuple
 
 from crdt.clock import Instant
@@ -19,6 +21,7 @@ from gossip.sealing import Identity
 ALIVE, SUSPECT, DOWN, LEFT = "alive", "suspect", "down", "left"
 HEARD = "heard"  # another brought its claim, and nobody here has met it: it may be long dead
 MAX_MEMBERS = 16384
+_ID = attrgetter("node_id")
 
 
 class Member(NamedTuple):
@@ -59,10 +62,13 @@ class Members:
         self._table: dict[bytes, Member] = {}
         self.tree = RangeTree()
         """Marks of this node's claim and of those of the live; to be read only."""
-        self._live: list[Member] = []  # replaced, never changed
-        self._absent: dict[bytes, Member] = {}  # the others
+        self._live: list[Member] = []  # by id; this list and the next are replaced, never changed
+        self._down: list[Member] = []
+        self._absent: dict[bytes, Member] = {}  # who is not live
         self.heard: dict[bytes, None] = {}
         """Who was only heard of."""
+        self.changes = 0
+        """How often anything here has changed."""
         if not 0 <= incarnation <= MAX_INCARNATION // 2:  # far beyond what refutations can reach
             raise ValueError(f"incarnation {incarnation}: this identity is used up, make another")
         self.own = make_claim(identity, incarnation, (canonical_host(address[0]), address[1]))
@@ -70,8 +76,9 @@ class Members:
         self._mark(self.own, 1)
 
     def __iter__(self) -> Iterator[Member]:
-        """Iterate over those that are, or were, present."""
-        return (member for member in self._table.values() if member.state != HEARD)
+        """Iterate over those that are, or were, present; the live first, by id."""
+        yield from self._live
+        yield from (member for member in self._absent.values() if member.state != HEARD)
 
     def get(self, node_id: bytes) -> Member | None:
         """Return a member, or None for strangers and for this node."""
@@ -83,12 +90,17 @@ class Members:
         return self.tree.count(EVERYTHING) <= self._config.direct_members
 
     def live(self) -> list[Member]:
-        """Return the alive and the suspected, in the order of their coming; not to be changed."""
+        """Return the alive and the suspected, by id; not to be changed."""
         return self._live
 
+    def between(self, low: bytes, high: bytes) -> list[Member]:
+        """Return the live whose ids are from low to high, by id. O(log live + found)."""
+        live = self._live
+        return live[bisect_left(live, low, key=_ID) : bisect_right(live, high, key=_ID)]
+
     def down(self) -> list[Member]:
-        """Return those held for dead, in the order in which they died. O(absent)."""
-        return [member for member in self._absent.values() if member.state == DOWN]
+        """Return those held for dead, in the order in which they died; not to be changed."""
+        return self._down
 
     def renew(self, above: int, address: Address | None = None, *, left: bool = False) -> Claim:
         """Sign a new claim of this node's whose incarnation is greater than `above`.
@@ -147,6 +159,7 @@ class Members:
         if member is not None and not member.live:
             del self._table[node_id], self._absent[node_id]
             self.heard.pop(node_id, None)
+            self._changed()
 
     def suspect(self, member: Member, now: Instant) -> None:
         """Doubt an alive member."""
@@ -167,11 +180,8 @@ class Members:
         self, low: bytes = bytes(16), high: bytes = b"\xff" * 16
     ) -> list[tuple[bytes, int, bool]]:
         """Return (id, incarnation, left) of the claims held from low to high, own included."""
-        claims = [
-            (node_id, member.claim)
-            for node_id, member in self._table.items()
-            if low <= node_id <= high
-        ]
+        absent = [one for one in self._absent.values() if low <= one.node_id <= high]
+        claims = [(one.node_id, one.claim) for one in self.between(low, high) + absent]
         if low <= self.node_id <= high:
             claims.append((self.node_id, self.own))
         return sorted((node_id, claim.incarnation, claim.left) for node_id, claim in claims)
@@ -202,17 +212,22 @@ class Members:
             if now is not None:
                 self._mark(now, 1)
         self._table[node_id] = member
-        self._absent.pop(node_id, None)
-        self.heard.pop(node_id, None)
-        if now is None:
-            self._absent[node_id] = member
-            if member.state == HEARD:
-                self.heard[node_id] = None
-        if known is not None and was is not None:
-            place = self._live.index(known)
-            self._live = self._live[:place] + [member] * (now is not None) + self._live[place + 1 :]
-        elif now is not None:
-            self._live = [*self._live, member]
+        if was is not None or now is not None:
+            place = bisect_left(self._live, node_id, key=_ID)
+            here = [member] if now is not None else []
+            self._live = self._live[:place] + here + self._live[place + (was is not None) :]
+        if was is None or now is None:
+            self._absent.pop(node_id, None)
+            self.heard.pop(node_id, None)
+            if now is None:
+                self._absent[node_id] = member
+                if member.state == HEARD:
+                    self.heard[node_id] = None
+        self._changed()
+
+    def _changed(self) -> None:
+        self._down = [one for one in self._absent.values() if one.state == DOWN]
+        self.changes += 1
 
     def _turn(self, member: Member, state: str, now: Instant) -> None:
         known = self._table[member.node_id]

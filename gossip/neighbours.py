@@ -4,14 +4,13 @@ In a small fleet that is everybody. In a large one it is the zone (who shares so
 of the id that at most `direct_members` are left; 32 to 64 where 64 are allowed), and two members
 of every other range that the tree passes news to (crdt.ranges).
 
-Owns no state but a sorted copy of the live; never calls anybody. Invariant: two members that agree
+Owns no state but the size of the zone; never calls anybody. Invariant: two members that agree
 on who is live agree on whether they share a zone.
 """
 
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from operator import attrgetter
 
 from crdt.ranges import EVERYTHING, MAX_DEPTH, bounds, child_scopes, scope_of
 from gossip.broadcast import Links
@@ -21,7 +20,6 @@ from gossip.members import Member, Members
 _PER_RANGE = 2  # links into each range elsewhere: one may fail
 _ID_BITS = 128
 _SCOPE_BITS = 4 * MAX_DEPTH
-_ID = attrgetter("node_id")
 
 
 class Neighbours:
@@ -32,8 +30,7 @@ class Neighbours:
         self._members = members
         self._links = links
         self._me = int.from_bytes(members.node_id, "big")
-        self._sorted_for = b""
-        self._sorted: list[Member] = []
+        self._bits, self._bits_for = 0, -1  # of the zone, when the members had changed so often
 
     @property
     def all(self) -> bool:
@@ -41,12 +38,14 @@ class Neighbours:
         return self._known(EVERYTHING, EVERYTHING) <= self._config.direct_members
 
     def within(self, scope: int) -> list[Member]:
-        """Return the live members in a scope, by id; O(log n) until the live change."""
-        return self._between(*bounds(scope))
+        """Return the live members in a scope, by id; O(log live + found)."""
+        return self._members.between(*bounds(scope))
 
     def zone(self) -> list[Member]:
         """Return the live members of the own zone."""
-        return self._members.live() if self.all else self._between(*self._around(self._zone_bits()))
+        if self.all:
+            return self._members.live()
+        return self._members.between(*self._around(self._zone_bits()))
 
     def near(self, node_id: bytes) -> bool:
         """Tell whether an id belongs to the own zone."""
@@ -84,7 +83,7 @@ class Neighbours:
     def _strangers(self, low: bytes, high: bytes) -> list[Member]:
         """Return who has no link, of the live and of those only heard of."""
         heard = [self._members.get(one) for one in self._heard(low, high)]
-        there = self._between(low, high) + [one for one in heard if one is not None]
+        there = self._members.between(low, high) + [one for one in heard if one is not None]
         return [member for member in there if self._links.get(member.node_id) is None]
 
     def _around(self, bits: int) -> tuple[bytes, bytes]:
@@ -105,6 +104,11 @@ class Neighbours:
 
     def _zone_bits(self) -> int:
         """Return how many leading bits of the id the zone's members share."""
+        if self._bits_for != self._members.changes:
+            self._bits, self._bits_for = self._measured_bits(), self._members.changes
+        return self._bits
+
+    def _measured_bits(self) -> int:
         for bits in range(_SCOPE_BITS):
             depth = -(-bits // 4)
             spread = 1 << 4 * depth - bits  # ranges of that depth that make up the zone
@@ -124,11 +128,3 @@ class Neighbours:
 
     def _shared_bits(self, node_id: bytes) -> int:
         return _ID_BITS - (int.from_bytes(node_id, "big") ^ self._me).bit_length()
-
-    def _between(self, low: bytes, high: bytes) -> list[Member]:
-        digest = self._members.digest()
-        if digest != self._sorted_for:
-            self._sorted = sorted(self._members.live(), key=_ID)
-            self._sorted_for = digest
-        first = bisect_left(self._sorted, low, key=_ID)
-        return self._sorted[first : bisect_right(self._sorted, high, key=_ID)]

@@ -72,6 +72,7 @@ class Host:
         self._rate = 1.0
         self._mono_base_s = self._base_s = world.now_s
         self._run = 0
+        self._due_s = inf  # when the node last said that it wants to be woken
         self._timer_s = inf  # when the timer that counts goes off; never later than needed
         self._free_s = 0.0  # when what came before has been dealt with
         self._empty_s = 0.0  # when nothing waited any more
@@ -287,7 +288,11 @@ class Host:
     def _rearm(self) -> None:
         if self.node is None:
             return
-        due_s = self._true_s(self.node.next_deadline())
+        self._due_s = self.node.next_deadline()
+        self._arm()
+
+    def _arm(self) -> None:
+        due_s = self._true_s(self._due_s)
         if due_s < self._timer_s:
             self._timer_s = max(due_s, self.world.now_s + _LEAST_STEP_S)
             self.world.at(self._timer_s, self._fire, self._timer_s, self._run)
@@ -307,11 +312,12 @@ class Host:
             self.world.after(busy_s, self._fire, due_s, run, True)
             return
         self._timer_s = inf
+        if self._true_s(self._due_s) > self.world.now_s:  # it has moved on meanwhile
+            self._arm()
+            return
         now = self.now()
-        deadline_s = self.node.next_deadline()
-        if self._true_s(deadline_s) <= self.world.now_s:  # else it has moved on meanwhile
-            # rounding must not make a timer early, when there would be nothing to do
-            self.node.handle_timer(now._replace(mono_s=max(now.mono_s, deadline_s)))
+        # rounding must not make a timer early, when there would be nothing to do
+        self.node.handle_timer(now._replace(mono_s=max(now.mono_s, self._due_s)))
         self.drain()
 
     def _persist_next(self, run: int) -> None:

@@ -75,13 +75,15 @@ def acquaint(tables: list[Members], now: Instant) -> None:
     everybody = dict(first._table)
     everybody[first.node_id] = Member(first.node_id, own, ALIVE, now.mono_s)
     ranges = dict(first.tree._nodes)
-    members = list(everybody.values())
-    for index, one in enumerate(tables):
+    members = sorted(everybody.values(), key=lambda member: member.node_id)
+    places = {member.node_id: place for place, member in enumerate(members)}
+    for one in tables:
         one._table = cast(dict[bytes, Member], Overlay(everybody, [one.node_id]))
         one.tree._nodes = cast(dict[int, tuple[int, int]], Overlay(ranges))
         # the list of all but oneself, which would be built member by member otherwise
-        place = index - 1 if index else len(members) - 1
+        place = places[one.node_id]
         one._live = members[:place] + members[place + 1 :]
+        one.changes += 1
 
 
 def connect(nodes: list[GossipNode], now: Instant, rng: random.Random, rtt_s: float) -> None:
