@@ -62,8 +62,8 @@ class Agreement:
         """
         if self._members.digest() != self._digest:
             self._digest = self._members.digest()
-            ids = {member.node_id for member in self._members.live()}
-            self._leads_ms = {one: lead for one, lead in self._leads_ms.items() if one in ids}
+            held = ((self._members.get(one), lead) for one, lead in self._leads_ms.items())
+            self._leads_ms = {one.node_id: lead for one, lead in held if one and one.live}
         leads, live = sorted(self._leads_ms.values(), reverse=True), len(self._members.live())
         unset = now.wall_ms < DAWN_MS
         most = min(live if unset else live + 1, _MOST) // 2 + 1

@@ -34,7 +34,7 @@ from simnet.workload import Write, read, told, workload
 from simnet.world import World
 
 SAMPLE_S = 1.0
-_COLLECT = 100_000, 20, 50
+_COLLECT = 1_000_000, 50, 50
 _SAMPLED = 64  # nodes that are looked into each time, in turn
 _LOOKERS = 16  # nodes whose view of the others is sampled for the curve
 
