@@ -163,8 +163,11 @@ class Links:
 
     def heard(self, link: Link, now: Instant) -> None:
         """Note that something authentic came from a peer."""
-        link.confirmed, link.doubted = True, False
+        link.confirmed = True
         link.heard_s = link.used_s = now.mono_s
+        if link.doubted:
+            link.believed(now)
+            self._schedule(link)
 
     def on_arrival(self, link: Link, counter: int, now: Instant) -> None:
         """Note a datagram that wants an acknowledgement."""
