@@ -93,6 +93,21 @@ def _group(name: str) -> int | None:
         return None
 
 
+class Load:
+    """What part of their time all processors of this machine have been busy."""
+
+    def __init__(self) -> None:
+        self._seen = (0, 0)
+
+    def since(self) -> float:
+        """Return the part since this was last called, from 0 to 1; the first time since boot."""
+        ticks = [int(one) for one in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
+        seen = sum(ticks), ticks[3] + ticks[4]
+        all_, idle = (now - before for now, before in zip(seen, self._seen, strict=True))
+        self._seen = seen
+        return 1.0 - idle / all_ if all_ else 0.0
+
+
 class Memory(NamedTuple):
     """A process' memory in MiB."""
 

@@ -28,7 +28,7 @@ from simnet.scenario import Scenario
 SIGHT_S = 1.0
 _AHEAD_S = 0.3
 """So long before the run's zero the nodes hear of it."""
-_UP_S, _UP_NODE_S = 30.0, 2.5
+_UP_S, _UP_NODE_S = 30.0, 4.0
 """How long it may take until all are up, and how much longer for each node."""
 _LOOK_S = 30.0
 _ASK_S = 0.25

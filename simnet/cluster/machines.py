@@ -19,6 +19,7 @@ from struct import unpack_from
 
 from edge_node.fleet.database import EPOCH_NAME, FILE_NAME
 from gossip.sealing import VERSIONS
+from simnet.cluster.capacity import Load
 from simnet.cluster.processes import Processes, how_ended
 from simnet.cluster.setting import Setting
 from simnet.faults import Crash, Full, Join, Leave, Pause, Step, Upgrade
@@ -27,6 +28,8 @@ from simnet.link import Name
 
 _LEAVE_S = 15.0
 _LINK_S = 0.015  # of a processor, generously: what two real daemons take to shake hands
+_BUSY = 0.8  # of all processors: so busy, nobody more is started
+_PATIENCE = 3  # pauses, after which it is others that keep the machine busy
 _RETRY_S = 1.0
 _HEADER_BYTES = 32
 _FRAME_HEADER_BYTES = 24
@@ -59,10 +62,17 @@ class Machines:
         """Start every node that is there from the beginning; yield how long to wait in between.
 
         Each newcomer shakes hands with all that are there, on all their behalf: no faster than
-        this machine can.
+        this machine can, and when it has come to rest. Daemons that get no processor time hold
+        each other for dead, and that costs still more of it.
         """
+        load = Load()
         for count, name in enumerate(sorted(self.wanted, key=self._setting.names.index)):
-            yield count * _LINK_S / len(os.sched_getaffinity(0))
+            pause_s = count * _LINK_S / len(os.sched_getaffinity(0))
+            yield pause_s
+            for _ in range(_PATIENCE):
+                if load.since() < _BUSY:
+                    break
+                yield pause_s
             self._start(name)
 
     def forgets(self, name: Name) -> bool:

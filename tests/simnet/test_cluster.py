@@ -335,3 +335,12 @@ def test_other_processes_make_the_same_of_a_setting(tmp_path: Path) -> None:
     setting = Setting(given, 7, tmp_path, True, "name", ((1, 2), (3, 4), (5, 6)))
     assert unpacked(setting.packed()) == setting
     assert unpacked(setting.packed()).plan == setting.plan
+
+
+def test_a_processor_that_works_shows_in_the_load() -> None:
+    load = capacity.Load()
+    assert 0.0 <= load.since() <= 1.0
+    until_s = time.monotonic() + 0.5
+    while time.monotonic() < until_s:
+        pass
+    assert load.since() > 0.8 / (os.cpu_count() or 1)
