@@ -61,7 +61,7 @@ from gossip.udp import UdpHost
 log = logging.getLogger(__name__)
 
 LOAD_PERIOD_S = 0.5
-LAG_PERIOD_S = 0.25
+LAG_PERIOD_S = 0.5
 ADDRESS_PERIOD_S = 60.0
 SETTLED_S = 15.0  # what start-up alone needed is given back then
 GOODBYE_S = 0.3

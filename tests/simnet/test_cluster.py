@@ -17,7 +17,7 @@ from edge_node.fleet.database import EPOCH_NAME, FILE_NAME
 from simnet import cluster
 from simnet.checkers import Broken, Checkers
 from simnet.cluster import capacity
-from simnet.cluster.machines import damage
+from simnet.cluster.machines import Machines, damage
 from simnet.cluster.outside import Skew, Wire
 from simnet.cluster.processes import Fact
 from simnet.cluster.setting import Setting, unpacked
@@ -344,3 +344,23 @@ def test_a_processor_that_works_shows_in_the_load() -> None:
     while time.monotonic() < until_s:
         pass
     assert load.since() > 0.8 / (os.cpu_count() or 1)
+
+
+def test_nobody_is_started_while_the_machine_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    class Forks:
+        def start(self, name: str, versions: tuple[int, int], *, full: bool) -> None:
+            started.append(name)
+
+    loads = iter([0.1, 0.95, 0.95, 0.2, *[0.95] * 9])
+    monkeypatch.setattr(capacity.Load, "since", lambda load: next(loads))
+    setting = Setting(scenario(3), 7, tmp_path, True, "name", ((1, 2), (3, 4), (5, 6)))
+    pauses = Machines(setting, Forks()).start_all()  # type: ignore[arg-type]
+    counts = [len(started) for _ in pauses]
+    assert counts == [0, 1, 1, 1, 2, 2, 2, 2], (
+        "the second waits for two busy looks, the third gives up"
+    )
+    assert len(started) == 3
