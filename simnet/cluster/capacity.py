@@ -93,13 +93,13 @@ def _group(name: str) -> int | None:
         return None
 
 
-class Load:
+class Processors:
     """What part of their time all processors of this machine have been busy."""
 
     def __init__(self) -> None:
         self._seen = (0, 0)
 
-    def since(self) -> float:
+    def busy(self) -> float:
         """Return the part since this was last called, from 0 to 1; the first time since boot."""
         ticks = [int(one) for one in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
         seen = sum(ticks), ticks[3] + ticks[4]

@@ -19,7 +19,7 @@ from struct import unpack_from
 
 from edge_node.fleet.database import EPOCH_NAME, FILE_NAME
 from gossip.sealing import VERSIONS
-from simnet.cluster.capacity import Load
+from simnet.cluster.capacity import Processors
 from simnet.cluster.processes import Processes, how_ended
 from simnet.cluster.setting import Setting
 from simnet.faults import Crash, Full, Join, Leave, Pause, Step, Upgrade
@@ -65,12 +65,12 @@ class Machines:
         this machine can, and when it has come to rest. Daemons that get no processor time hold
         each other for dead, and that costs still more of it.
         """
-        load = Load()
+        processors = Processors()
         for count, name in enumerate(sorted(self.wanted, key=self._setting.names.index)):
             pause_s = count * _LINK_S / len(os.sched_getaffinity(0))
             yield pause_s
             for _ in range(_PATIENCE):
-                if load.since() < _BUSY:
+                if processors.busy() < _BUSY:
                     break
                 yield pause_s
             self._start(name)

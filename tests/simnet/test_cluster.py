@@ -338,12 +338,12 @@ def test_other_processes_make_the_same_of_a_setting(tmp_path: Path) -> None:
 
 
 def test_a_processor_that_works_shows_in_the_load() -> None:
-    load = capacity.Load()
-    assert 0.0 <= load.since() <= 1.0
+    processors = capacity.Processors()
+    assert 0.0 <= processors.busy() <= 1.0
     until_s = time.monotonic() + 0.5
     while time.monotonic() < until_s:
         pass
-    assert load.since() > 0.8 / (os.cpu_count() or 1)
+    assert processors.busy() > 0.8 / (os.cpu_count() or 1)
 
 
 def test_nobody_is_started_while_the_machine_is_busy(
@@ -355,8 +355,8 @@ def test_nobody_is_started_while_the_machine_is_busy(
         def start(self, name: str, versions: tuple[int, int], *, full: bool) -> None:
             started.append(name)
 
-    loads = iter([0.1, 0.95, 0.95, 0.2, *[0.95] * 9])
-    monkeypatch.setattr(capacity.Load, "since", lambda load: next(loads))
+    looks = iter([0.1, 0.95, 0.95, 0.2, *[0.95] * 9])
+    monkeypatch.setattr(capacity.Processors, "busy", lambda _: next(looks))
     setting = Setting(scenario(3), 7, tmp_path, True, "name", ((1, 2), (3, 4), (5, 6)))
     pauses = Machines(setting, Forks()).start_all()  # type: ignore[arg-type]
     counts = [len(started) for _ in pauses]
