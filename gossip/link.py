@@ -110,7 +110,7 @@ class Link:
         usual_s = (known_s or _FIRST_RTT_S) + self.config.ack_delay_s
         usual_s = max(self.config.resend_floor_s, usual_s) + self.pause_s
         # of which nothing is known may be slow, a doubted one dead: each silence makes it likelier
-        patient = 2 * self.misses if self.doubted else tries - (_STEADY_TRIES if known_s else 1)
+        patient = self.misses if self.doubted else tries - (_STEADY_TRIES if known_s else 1)
         if patient > 0:
             usual_s *= 1 << min(patient, _MOST_DOUBLINGS)
         return min(_MAX_RESEND_S, usual_s)

@@ -23,10 +23,9 @@ from gossip.spread import ALL, Spread
 
 _GOODBYE_S = 1.0  # how long a link outlives its member's leave, to acknowledge it
 _CLAIM_S = 10.0  # how long a link lasts whose peer does not claim to be alive
-_CONFIRMATIONS = 2  # after the first accusation, to make a suspicion as short as it gets
+_CONFIRMATIONS = 3  # after the first accusation, to make a suspicion as short as it gets
 _CORRECTORS = 3  # of all who know better than an accuser
 _CHECK_FROM, _CHECK_TO = 0.25, 0.5  # of the shortest suspicion: when each looks for itself
-_LOOKERS = 24  # of those with a link to the subject, in a large fleet
 # what one peer may cause: rumours taken, and refutations of what it says of this node
 _RUMOURS_PER_S, _RUMOURS_BURST = 32.0, 512.0
 _REFUTATIONS_PER_S, _REFUTATIONS_BURST = 1.0, 8.0
@@ -122,8 +121,7 @@ class Suspicion:
             return
         if message.incarnation < member.claim.incarnation or member.claim.left:
             # its subject answers the accuser as well, and the claim reaches all by itself
-            live = len(self._members.live())
-            if message.accuser == link.node_id and self._chosen(_CORRECTORS, live):
+            if message.accuser == link.node_id and self._chosen(_CORRECTORS):
                 self.tell(link, Announce(member.claim, 0))
             return
         teller = self._members.get(link.node_id)
@@ -227,9 +225,9 @@ class Suspicion:
         # the accuser may be nobody I hold for live: it is told in any case
         self.tell(link, Announce(self._members.own, 0))
 
-    def _chosen(self, wanted: int, of: int) -> bool:
-        """Draw: of so many nodes about `wanted` say yes."""
-        return self._rng.random() * of < wanted
+    def _chosen(self, wanted: int) -> bool:
+        """Draw: of all live members about `wanted` say yes."""
+        return self._rng.random() * len(self._members.live()) < wanted
 
     def _correct(self, link: Link, claim: Claim, known: Member) -> None:
         """Answer a claim that is no news here."""
@@ -261,8 +259,6 @@ class Suspicion:
         intervals = self._config.suspicion_intervals * _crowd_factor(others + 1)
         least_s = intervals * self._config.probe_interval_s * self.patience
         check_s = now.mono_s + least_s * self._rng.uniform(_CHECK_FROM, _CHECK_TO)
-        if not self._members.small and not self._chosen(_LOOKERS, len(self._links)):
-            check_s = inf
         most_s = least_s * self._config.suspicion_factor
         doubt = _Doubt(now.mono_s, least_s, most_s, min(_CONFIRMATIONS, others), check_s)
         self._doubts[member.node_id] = doubt

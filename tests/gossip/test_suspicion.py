@@ -5,7 +5,6 @@ Durations are in probe intervals, which last a second here. Stand-in cryptograph
 
 import random
 from itertools import pairwise
-from math import inf
 from statistics import median
 
 import pytest
@@ -199,9 +198,10 @@ def test_liar_cannot_hasten_a_death_by_speaking_for_many() -> None:
     longest_s = config.suspicion_intervals * config.suspicion_factor
     assert doubt.end_s - doubt.begun_s == pytest.approx(longest_s)
     rumour(hosts[3], one, victim, hosts[3].node_id)
+    rumour(hosts[4], one, victim, hosts[4].node_id)
     shortened_s = doubt.end_s - doubt.begun_s
     assert config.suspicion_intervals < shortened_s < longest_s
-    rumour(hosts[4], one, victim, hosts[4].node_id)
+    rumour(hosts[5], one, victim, hosts[5].node_id)
     assert doubt.end_s - doubt.begun_s == pytest.approx(config.suspicion_intervals)
 
 
@@ -461,22 +461,3 @@ def test_roster_digest_follows_every_change_and_equals_a_fresh_sum() -> None:
     assert [len(found) for found in digests] == [1, 1, 1, 1]
     assert all(before != after for before, after in pairwise(digests))
     assert [host.running._members.tree.count(1) for host in hosts[:4]] == [5] * 4
-
-
-def test_of_many_only_some_look_for_themselves() -> None:
-    world = World(11, standin=True)
-    hosts = world.warm_fleet(120)
-    world.run(2)
-    victim = hosts[7]
-    linked = [host for host in hosts if host.running._links.get(victim.node_id) is not None]
-    victim.crash()
-    looking: set[str] = set()
-    for _ in range(80):
-        world.run(0.1)
-        for host in linked:
-            doubt = host.running._suspicion._doubts.get(victim.node_id)
-            if doubt is not None and doubt.check_s < inf:
-                looking.add(host.name)
-    assert len(linked) > 60
-    assert 12 <= len(looking) <= 40
-    assert all(victim.node_id not in host.running.alive() for host in hosts if host is not victim)
