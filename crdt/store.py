@@ -7,6 +7,7 @@ the own log is missed by no replica that is not forgotten.
 """
 
 from collections.abc import Callable
+from math import inf
 
 from crdt.causal import Dot, NodeId
 from crdt.clock import HybridClock, Instant
@@ -73,6 +74,7 @@ class Store(Replica):
         self._moved = self._littered = False  # whether a look for what can go is worth while
         self._swept_s = float("-inf")
         self._renounced = 0  # the epoch up to which the fleet has retired this node itself
+        self._cut_s = inf  # since when a part of the own log has been sought
         self._overdue = False  # whether what follows from that waits for a commit
 
     @property
@@ -190,11 +192,11 @@ class Store(Replica):
             self._moved = self._littered = True
 
     def sweep(self, now: Instant) -> bool:
-        """Say whether a commit now would free something, and this is the time for it.
+        """Say whether a commit now would free or mend something, and this is the time for it.
 
         O(own entries), at most every 30 s, or at any time if the log is nearly full.
         """
-        if self._overdue:
+        if self._overdue or self._cut_short(now):
             return True
         if not self._littered or not self._due(now):
             return False
@@ -207,6 +209,18 @@ class Store(Replica):
         self._littered = False
         self._swept_s = now.mono_s
         return False
+
+    def _cut_short(self, now: Instant) -> bool:
+        """Tell whether a former life's last commit has been found in part only, and for long.
+
+        The rest was never durable, or is lost with a disk: without another commit everybody would
+        look for it for ever.
+        """
+        if not self._writer.fresh or self._writer.log.complete:
+            self._cut_s = inf
+            return False
+        self._cut_s = min(self._cut_s, now.mono_s)
+        return now.mono_s - self._cut_s >= SWEEP_S
 
     def retire(self, member: NodeId, now: Instant) -> bool:
         """Stage what makes the fleet forget a member's log, keeping what it said for all.

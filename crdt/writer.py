@@ -92,7 +92,8 @@ class Writer:
         gone = {about for about, entry in staged.items() if entry is None}.union(litter)
         doomed = self._doomed(gone)
         idle = self.log.batches.keys() - set(self._home.values()) - {self.log.sequence}
-        if not staged and not litter and not (self.borrowed if self.fresh else idle):
+        mending = self.borrowed or not self.log.complete
+        if not staged and not litter and not (mending if self.fresh else idle):
             return []
         for about, entry in staged.items():
             if entry is None and about in self.current:

@@ -122,15 +122,15 @@ class Injector:
 
     def _flood(self, host: Host, step: Step, fault: faults.Flood) -> None:
         if step.begins:
-            self._flood_on(host, step.number, fault.per_s, 0)
+            self._flood_on(host, step.number, fault.per_s)
 
-    def _flood_on(self, host: Host, number: int, per_s: float, round_: int) -> None:
+    def _flood_on(self, host: Host, number: int, per_s: float) -> None:
         if number not in self._lasting[host.name]:
             return
         if host.node is not None and not host.paused:
-            flood(host.store, call, per_s, round_)
+            flood(host.store, call, per_s, self._world.now_s)
             host.commit()
-        self._world.after(FLOOD_S, self._flood_on, host, number, per_s, round_ + 1)
+        self._world.after(FLOOD_S, self._flood_on, host, number, per_s)
 
 
 def _unless_refused(write: Callable[..., None], *arguments: Any) -> None:

@@ -106,10 +106,10 @@ def counts_up(key: str) -> bool:
     return key.startswith(f"{PREFIX}owner")
 
 
-def flood(store: Store, stage: Stage, per_s: float, round_: int) -> None:
-    """Stage what a flood writes in one round of ``FLOOD_S``; rounds count from 0."""
+def flood(store: Store, stage: Stage, per_s: float, now_s: float) -> None:
+    """Stage what a flood writes in ``FLOOD_S``; numbers grow with time, from flood to flood too."""
     for index in range(max(1, round(per_s * FLOOD_S))):
-        number = round_ * 1000 + index + 1
+        number = int(now_s * 1000) * 1000 + index + 1
         stage(store.set_owner, f"{PREFIX}flood/{index % _FLOODED_KEYS}", value(number))
 
 

@@ -138,7 +138,7 @@ class Node(Daemon):
             self._skew.turn(sum(one.offset_s for one in clocks), drift_ppm)
             self.udp.kick()
         elif isinstance(fault, Flood) and step.begins:
-            self._loop.call_soon(self._flood, step.number, fault.per_s, 0)
+            self._loop.call_soon(self._flood, step.number, fault.per_s)
         elif isinstance(fault, Poison):
             for round_ in range(poison.ROUNDS):
                 self._loop.call_later(round_ * poison.EACH_S, self._poison, round_)
@@ -150,11 +150,11 @@ class Node(Daemon):
         write.put(self.store, self.writes.stage, clock.now(), removing)
         self.writes.commit()
 
-    def _flood(self, number: int, per_s: float, round_: int) -> None:
+    def _flood(self, number: int, per_s: float) -> None:
         if number in self._lasting:
-            flood(self.store, self.writes.stage, per_s, round_)
+            flood(self.store, self.writes.stage, per_s, time.monotonic())
             self.writes.commit()
-            self._loop.call_later(FLOOD_S, self._flood, number, per_s, round_ + 1)
+            self._loop.call_later(FLOOD_S, self._flood, number, per_s)
 
     def _poison(self, round_: int) -> None:
         poison.spread(self.store, self.writes.stage, clock.now(), round_)

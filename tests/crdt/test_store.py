@@ -562,6 +562,28 @@ def test_a_restart_restores_the_same_state_and_writes_nothing_by_itself() -> Non
     assert reads(b.store) == reads(fresh.store) == reads(fresh.restarted().store)
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["its journal kept it", "a peer had it"])
+def test_a_commit_cut_short_is_said_again_though_nobody_writes(kept: bool) -> None:
+    a, b, _ = trio()
+    for n in range(40):
+        a.store.set_owner(f"k{n}", "x" * 60)
+    first, *rest = a.flush()
+    assert rest, "one batch would not do"
+    b.take([first])
+    fresh = a.restarted(journal=[first.raw] if kept else [])
+    fresh.take([first])
+    assert not b.store.complete
+    assert not fresh.store.complete
+    assert not fresh.store.sweep(NOW)
+    assert not fresh.store.sweep(later(SWEEP_S / 2)), "the rest may be on its way"
+    assert fresh.store.sweep(later(SWEEP_S))
+    b.take(fresh.flush(later(SWEEP_S)))
+    assert fresh.store.complete
+    assert b.store.complete
+    assert not fresh.store.sweep(later(2 * SWEEP_S))
+    assert reads(b.store) == reads(fresh.store)
+
+
 def test_the_live_part_of_a_journal_is_enough() -> None:
     a = Replica(1)
     for n in range(100):
