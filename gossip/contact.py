@@ -33,6 +33,7 @@ _CLAIMED_PER_S, _CLAIMED_BURST = 16.0, 128.0
 class _Call:
     tries: int
     next_s: float
+    most: int
     link: Link | None = None  # made by a CONFIRM of ours that may have been lost
 
 
@@ -75,11 +76,11 @@ class Contact:
         """Remember an address to call whenever nobody there is a live peer."""
         self._seeds[addr] = self._seeds_s = now.mono_s
 
-    def call(self, addr: Address, now: Instant) -> None:
+    def call(self, addr: Address, now: Instant, *, tries: int = _CALL_TRIES) -> None:
         """Begin a handshake with an address, unless one is under way."""
         if addr in self._calls or len(self._calls) >= _CALL_LIMIT:
             return
-        self._calls[addr] = _Call(1, now.mono_s + _CALL_RETRY_S)
+        self._calls[addr] = _Call(1, now.mono_s + _CALL_RETRY_S, tries)
         self._calls_s = min(self._calls_s, now.mono_s + _CALL_RETRY_S)
         self._send(self._handshake.hello(addr, now), addr)
 
@@ -140,7 +141,7 @@ class Contact:
         for addr, call in list(self._calls.items()):
             if call.next_s > now.mono_s:
                 continue
-            if call.tries >= _CALL_TRIES or (call.link is not None and call.link.confirmed):
+            if call.tries >= call.most or (call.link is not None and call.link.confirmed):
                 del self._calls[addr]
                 continue
             call.tries += 1

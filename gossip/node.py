@@ -132,6 +132,7 @@ class GossipNode:
             self._spread,
             self._pings,
             self._on_met,
+            self._call_once,
             self._count,
         )
         self._contact = Contact(
@@ -435,6 +436,9 @@ class GossipNode:
 
     def _call(self, address: Address, now: Instant) -> None:
         self._contact.call(address, now)
+
+    def _call_once(self, address: Address, now: Instant) -> None:
+        self._contact.call(address, now, tries=2)
 
     def _call_claimed(self, address: Address, now: Instant) -> None:
         self._contact.call_claimed(address, now)

@@ -26,6 +26,7 @@ _CLAIM_S = 10.0  # how long a link lasts whose peer does not claim to be alive
 _CONFIRMATIONS = 3  # after the first accusation, to make a suspicion as short as it gets
 _CORRECTORS = 3  # of all who know better than an accuser
 _CHECK_FROM, _CHECK_TO = 0.25, 0.5  # of the shortest suspicion: when each looks for itself
+_CALL_BEFORE = 0.25  # of it: so long before the end the subject is called
 # what one peer may cause: rumours taken, and refutations of what it says of this node
 _RUMOURS_PER_S, _RUMOURS_BURST = 32.0, 512.0
 _REFUTATIONS_PER_S, _REFUTATIONS_BURST = 1.0, 8.0
@@ -38,7 +39,8 @@ class _Doubt:
     most_s: float
     wanted: int  # confirmations that make it last `least_s`
     check_s: float  # when this node next pings the subject
-    floor_s: float = -inf  # not buried before: the host was held up, and has yet to read
+    floor_s: float = -inf  # not buried before: somebody may have answered already
+    called: bool = False
     accusers: dict[bytes, None] = field(default_factory=dict)
     bearers: dict[bytes, None] = field(default_factory=dict)
 
@@ -48,6 +50,11 @@ class _Doubt:
         confirmed = max(0, len(self.accusers) - 1)
         share = log(confirmed + 1) / log(self.wanted + 1) if self.wanted else 1.0
         return max(self.floor_s, self.begun_s + self.most_s - (self.most_s - self.least_s) * share)
+
+    @property
+    def call_s(self) -> float:
+        """Return when the subject is called, the last thing before its death."""
+        return inf if self.called else self.end_s - self.least_s * _CALL_BEFORE
 
     def confirm(self, accuser: bytes, bearer: bytes) -> bool:
         """Count an accusation, once for each accuser; tell whether it was still wanted.
@@ -73,6 +80,7 @@ class Suspicion:
         spread: Spread,
         pings: Pings,
         met: Callable[[Claim, Instant], None],
+        call: Callable[[Address, Instant], None],
         count: Callable[[str], None],
     ) -> None:
         self._config = config
@@ -82,6 +90,7 @@ class Suspicion:
         self._spread = spread
         self._pings = pings
         self._met = met  # called for every newly accepted claim of a member that has not left
+        self._call = call
         self._count = count
         self._doubts: dict[bytes, _Doubt] = {}
         # links to close unless their peer claims to be alive: (when, is this boot gone for good?)
@@ -196,7 +205,9 @@ class Suspicion:
         if now.mono_s < self.due_s:
             return
         for node_id, doubt in list(self._doubts.items()):
-            if doubt.end_s <= now.mono_s:
+            if doubt.call_s <= now.mono_s:
+                self._call_last(node_id, doubt, now)
+            elif doubt.end_s <= now.mono_s:
                 self._bury(node_id, now)
             elif doubt.check_s <= now.mono_s:
                 self._check(node_id, doubt, now)
@@ -204,7 +215,7 @@ class Suspicion:
             if due_s <= now.mono_s:
                 del self._closing[node_id]
                 self._links.close(node_id, gone=gone)
-        ends = [min(doubt.end_s, doubt.check_s) for doubt in self._doubts.values()]
+        ends = [min(one.call_s, one.end_s, one.check_s) for one in self._doubts.values()]
         self.due_s = min(ends + [due_s for due_s, _ in self._closing.values()], default=inf)
 
     def defer(self, lag_s: float, now: Instant) -> None:
@@ -251,7 +262,7 @@ class Suspicion:
         if self._members.small and accuser != bearer:
             return not doubt.accusers
         news = doubt.confirm(accuser, bearer)
-        self._schedule(doubt.end_s)
+        self._schedule(min(doubt.call_s, doubt.end_s))
         return news
 
     def _begin(self, member: Member, now: Instant) -> _Doubt:
@@ -278,6 +289,17 @@ class Suspicion:
                 self.remind(link)
             pause_s = 2 * self._pings.retry_s(link, now)
             doubt.check_s = now.mono_s + pause_s * _crowd_factor(len(self._members.live()))
+
+    def _call_last(self, node_id: bytes, doubt: _Doubt, now: Instant) -> None:
+        """Call the subject once more, and leave it time to answer.
+
+        There may be no link to it, or one that it has long dropped: it held this node for dead.
+        """
+        doubt.called = True
+        doubt.floor_s = max(doubt.floor_s, now.mono_s + doubt.least_s * _CALL_BEFORE)
+        member = self._members.get(node_id)
+        if member is not None:
+            self._call(member.address, now)
 
     def _bury(self, node_id: bytes, now: Instant) -> None:
         del self._doubts[node_id]

@@ -461,3 +461,19 @@ def test_roster_digest_follows_every_change_and_equals_a_fresh_sum() -> None:
     assert [len(found) for found in digests] == [1, 1, 1, 1]
     assert all(before != after for before, after in pairwise(digests))
     assert [host.running._members.tree.count(1) for host in hosts[:4]] == [5] * 4
+
+
+def test_who_has_no_link_to_the_doubted_calls_it_before_it_is_buried() -> None:
+    world = World(12, standin=True)
+    hosts = world.warm_fleet(150)
+    world.run(2)
+    one = hosts[0]
+    apart = [host for host in hosts if one.running._links.get(host.node_id) is None]
+    victim = next(host for host in apart[1:] if host.running._links.get(one.node_id) is None)
+    peers = [host for host in hosts if one.running._links.get(host.node_id) is not None]
+    begun_s = world.now_s
+    for accuser in peers[:5]:  # and none tells the victim, which has nothing to refute
+        rumour(accuser, one, victim, accuser.node_id)
+    assert state(one, victim) == "suspect"
+    world.run(10)
+    assert told(one, victim, begun_s) == [MemberSuspect, MemberUp]
