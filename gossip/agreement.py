@@ -37,8 +37,7 @@ class Agreement:
 
     def clock(self, node_id: bytes, wall_s: int, now: Instant) -> None:
         """Note a live member's wall clock, the last one of 15 members."""
-        member = self._members.get(node_id)
-        if member is None or not member.live:
+        if not self._is_live(node_id):
             return
         self._leads_ms.pop(node_id, None)
         self._leads_ms[node_id] = (wall_s - now.mono_s) * 1000
@@ -62,8 +61,8 @@ class Agreement:
         """
         if self._members.digest() != self._digest:
             self._digest = self._members.digest()
-            held = ((self._members.get(one), lead) for one, lead in self._leads_ms.items())
-            self._leads_ms = {one.node_id: lead for one, lead in held if one and one.live}
+            leads_ms = self._leads_ms.items()
+            self._leads_ms = {one: lead for one, lead in leads_ms if self._is_live(one)}
         leads, live = sorted(self._leads_ms.values(), reverse=True), len(self._members.live())
         unset = now.wall_ms < DAWN_MS
         most = min(live if unset else live + 1, _MOST) // 2 + 1
@@ -93,6 +92,10 @@ class Agreement:
         if owing:
             self._settled = min(self._held.values())
             self._store.settled(self._settled)
+
+    def _is_live(self, node_id: bytes) -> bool:
+        member = self._members.get(node_id)
+        return member is not None and member.live
 
     def _owes(self, node_id: bytes) -> bool:
         """Tell whether what is settled has to wait for a member, or for an author's return."""

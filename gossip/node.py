@@ -132,7 +132,7 @@ class GossipNode:
             self._spread,
             self._pings,
             self._on_met,
-            self._call_once,
+            self._call_briefly,
             self._count,
         )
         self._contact = Contact(
@@ -437,7 +437,7 @@ class GossipNode:
     def _call(self, address: Address, now: Instant) -> None:
         self._contact.call(address, now)
 
-    def _call_once(self, address: Address, now: Instant) -> None:
+    def _call_briefly(self, address: Address, now: Instant) -> None:
         self._contact.call(address, now, tries=2)
 
     def _call_claimed(self, address: Address, now: Instant) -> None:

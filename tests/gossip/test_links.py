@@ -391,6 +391,16 @@ def test_who_is_doubted_gets_one_datagram_at_a_time_until_it_is_heard() -> None:
     assert len(pair.run(1.0)) >= 3
 
 
+def test_what_the_doubted_did_not_answer_is_sent_again_as_soon_as_it_is_heard() -> None:
+    pair = Pair()
+    pair.link.doubted = True
+    pair.offer(1)
+    pair.run(1.0)
+    assert not pair.run(0.1), "the pauses have grown"
+    pair.links.heard(pair.link, pair.now)
+    assert len(pair.run(0.1)) >= 1
+
+
 def test_node_that_is_late_waits_as_long_for_answers_before_it_resends() -> None:
     pair = Pair()
     pair.offer(1)
