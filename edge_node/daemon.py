@@ -300,7 +300,8 @@ class Daemon:
                 log.info("node %s is %s", self.directory.name_of(event.node_id), word)
                 if isinstance(event, MemberDown | MemberLeft):
                     self.station.view.forget(event.node_id)
-                self.station.reconcile()
+                if not isinstance(event, MemberSuspect):  # the doubted still host what they host
+                    self.station.reconcile()
 
     def _state_changed(self, changes: tuple[Change, ...]) -> None:
         self.station.follow(changes)

@@ -8,6 +8,7 @@ says nothing about its peer.
 
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
+from itertools import chain
 from math import inf, nan
 
 from crdt.clock import Instant
@@ -17,7 +18,7 @@ from gossip.events import Address
 from gossip.handshake import Established
 from gossip.latency import Excess, Latency
 from gossip.limits import Bucket, Rates
-from gossip.link import PROMPT, REPAIR, STATE, URGENT, VOLATILE, Item, Link
+from gossip.link import PATIENCE, PROMPT, REPAIR, STATE, URGENT, VOLATILE, Item, Link
 from gossip.messages import MAX_PAUSE_MS, Message, Received
 from gossip.sealing import Channel
 
@@ -104,7 +105,8 @@ class Links:
 
     def longest_queue(self) -> int:
         """Return how many items wait in the longest queue of all. O(links)."""
-        return max((len(one) for link in self._by_id.values() for one in link.queues), default=0)
+        queues = chain.from_iterable(link.queues for link in self._by_id.values())
+        return max(map(len, queues), default=0)
 
     def open(self, made: Established) -> Link:
         """Take a finished handshake; return its link, which is the old one for the same boot."""
@@ -151,12 +153,15 @@ class Links:
         link.immediate.append(encode_message(message))
         self._schedule(link)
 
-    def offer(self, link: Link, key: bytes, data: bytes, priority: int) -> bool:
+    def offer(
+        self, link: Link, key: bytes, data: bytes, priority: int, *, patient: bool = False
+    ) -> bool:
         """Queue an encoded message until acknowledged; a newer one under a key replaces it.
 
-        What is VOLATILE leaves once, and is dropped when the egress is short. False: not queued.
+        What is VOLATILE leaves once, and is dropped when the egress is short; what is `patient`
+        the peer may acknowledge late. False: not queued.
         """
-        if not link.offer(Item(key, data, priority)):
+        if not link.offer(Item(key, data, priority, patient)):
             return False
         self._schedule(link)
         return True
@@ -169,11 +174,14 @@ class Links:
             link.believed(now)
             self._schedule(link)
 
-    def on_arrival(self, link: Link, counter: int, now: Instant) -> None:
-        """Note a datagram that wants an acknowledgement."""
+    def on_arrival(self, link: Link, counter: int, now: Instant, *, patient: bool = False) -> None:
+        """Note a datagram that wants an acknowledgement, which may be late if it is `patient`."""
         link.to_ack.append(counter)
-        full = len(link.to_ack) >= _ACKS_AT_ONCE
-        delay_s = 0.0 if full else self._config.ack_delay_s
+        delay_s = self._config.ack_delay_s
+        if len(link.to_ack) >= _ACKS_AT_ONCE:
+            delay_s = 0.0
+        elif patient:
+            delay_s += PATIENCE * self._config.probe_interval_s
         if now.mono_s + delay_s < link.ack_due_s:
             link.ack_due_s = now.mono_s + delay_s
         self._schedule(link)
@@ -263,7 +271,7 @@ class Links:
             shrunk = len(sealed) / sum(map(len, packer.parts))
             for item in items:
                 self._count(_BYTES[item.priority], int(len(item.data) * shrunk))
-            link.departed(counter, items, now)
+            link.departed(counter, items, now, min(_MAX_LAG_S, self._lag_s(now)))
         link.used_s = now.mono_s
         self._egress.spend(len(sealed))
         return sealed

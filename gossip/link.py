@@ -32,15 +32,20 @@ _LOSS_GAIN = 1 / 16
 _TOLERATED_LOSS = 0.05
 _WIDEST_S = 0.02
 _PAUSE_LASTS_S = 4.5  # until the longest has faded
+PATIENCE = 0.5  # of the probe interval: how long the answer to rumours may wait for company
 
 
 @dataclass(slots=True)
 class Item:
-    """An encoded message; `done` once some datagram that held it was acknowledged."""
+    """An encoded message; `done` once some datagram that held it was acknowledged.
+
+    What is `patient` is acknowledged when that costs little, and sent again that much later.
+    """
 
     key: bytes
     data: bytes
     priority: int
+    patient: bool = False
     tries: int = 0
     done: bool = False
 
@@ -52,6 +57,7 @@ class Flight:
     sent_s: float
     due_s: float
     items: list[Item]
+    patient: bool
     passed: int = 0
     spared: bool = False
 
@@ -190,8 +196,8 @@ class Link:
                 items.append(item)
         return items
 
-    def departed(self, counter: int, items: list[Item], now: Instant) -> None:
-        """Note the items that left in a datagram."""
+    def departed(self, counter: int, items: list[Item], now: Instant, lag_s: float = 0.0) -> None:
+        """Note the items that left in a datagram; this host is `lag_s` late to read answers."""
         if self.pause_s or not any(self.queues):
             self.flushed_s = now.mono_s
         if items[-1].priority == VOLATILE:
@@ -203,8 +209,11 @@ class Link:
             item.tries += 1
             if item.tries > tries:
                 tries = item.tries
-        due_s = now.mono_s + self.resend_after_s(tries, now)
-        self.flights[counter] = Flight(now.mono_s, due_s, items)
+        due_s = now.mono_s + self.resend_after_s(tries, now) + lag_s
+        patient = all(item.patient for item in items)
+        if patient:
+            due_s += PATIENCE * self.config.probe_interval_s
+        self.flights[counter] = Flight(now.mono_s, due_s, items, patient)
         if due_s < self.resend_due_s:
             self.resend_due_s = due_s
 
@@ -268,7 +277,7 @@ class Link:
             if flight is None:  # ranges may overlap
                 continue
             took_s = now.mono_s - flight.sent_s - self.config.ack_delay_s
-            if measure:
+            if measure and not flight.patient:
                 self.latency.sample(max(0.0, min(_MAX_RESEND_S, took_s)), now.mono_s)
             self.loss -= self.loss * _LOSS_GAIN
             self.misses = 0

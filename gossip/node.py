@@ -55,6 +55,7 @@ from gossip.suspicion import Suspicion
 from gossip.volatile import Volatiles
 
 _RELIABLE = frozenset((Announce, Suspect, Payload, Knowledge, Roster, Tree, Want, Evidence, NewKey))
+_PATIENT = frozenset((Suspect,))  # of these
 _HELD_UP_S = 0.1  # a timer this late means that the host was held up, not that others are silent
 
 
@@ -384,8 +385,9 @@ class GossipNode:
         messages, unknown = decode_payload(link.channel.open(data, counter))
         if unknown:
             self._count("unknown_messages", unknown)
-        if not _RELIABLE.isdisjoint(map(type, messages)):
-            self._links.on_arrival(link, counter, now)
+        reliable = _RELIABLE.intersection(map(type, messages))
+        if reliable:
+            self._links.on_arrival(link, counter, now, patient=reliable == _PATIENT)
         self._links.heard(link, now)
         self._probing.heard(link.node_id)
         for message in messages:

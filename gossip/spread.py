@@ -31,8 +31,9 @@ _WAITING_PEERS, _WAITING_ITEMS, _WAITING_S = 64, 16, 5.0
 _LOOK_S, LOOK_CALLS = 3.0, 16
 _SOON_S = 0.02, 0.2  # after hearing of somebody; by then the rest of a roster has come, mostly
 _RANDOM_HEADS = 0.125  # so that a near one that drops everything is not chosen for ever
+_NEAR, _NEAR_S = 2.0, 0.001  # so many times as far as the nearest, and this on top
 
-_Item = tuple[bytes, int]  # encoded message, priority
+_Item = tuple[bytes, int, bool]  # encoded message, priority, whether it is patient
 
 
 class Spread:
@@ -81,6 +82,8 @@ class Spread:
         scope: int,
         now: Instant,
         but: tuple[bytes, ...] = (),
+        *,
+        patient: bool = False,
     ) -> list[bytes]:
         """Queue `make(what the receiver shall cover)` for the live members in `scope`, not `but`.
 
@@ -95,7 +98,7 @@ class Spread:
         for member, rest in self._cover(scope, targets):
             if rest not in encoded:
                 encoded[rest] = encode_message(make(rest))
-            self._offer(member, key, encoded[rest], priority, now)
+            self._offer(member, key, (encoded[rest], priority, patient), now)
             told.append(member.node_id)
         return told
 
@@ -137,8 +140,8 @@ class Spread:
             self._hurry(now)
         until_s, items = self._waiting.pop(link.node_id, (0.0, {}))
         if now.mono_s < until_s:
-            for key, (data, priority) in items.items():
-                self._links.offer(link, key, data, priority)
+            for key, (data, priority, patient) in items.items():
+                self._links.offer(link, key, data, priority, patient=patient)
 
     def tick(self, now: Instant) -> None:
         """Now and then call neighbours that are missing."""
@@ -192,7 +195,7 @@ class Spread:
         return covered
 
     def _head(self, group: list[Member]) -> Member:
-        """Choose who covers a range: alive, with a link that works, mostly the nearest."""
+        """Choose who covers a range: alive, with a link that works, mostly a near one."""
         linked: list[tuple[Member, Link]] = [
             (member, link)
             for member in group
@@ -204,18 +207,23 @@ class Spread:
         linked = sound or linked
         if self._rng.random() < _RANDOM_HEADS:
             return self._rng.choice(linked)[0]
-        return min(linked, key=lambda one: inf if one[1].rtt_s is None else one[1].rtt_s)[0]
+        times_s = [inf if link.rtt_s is None else link.rtt_s for _, link in linked]
+        far_s = min(times_s) * _NEAR + _NEAR_S
+        # one of the near: were it the nearest, a fleet in one place would choose the same for all
+        near = [one for one, time_s in zip(linked, times_s, strict=True) if time_s <= far_s]
+        return self._rng.choice(near)[0]
 
-    def _offer(self, member: Member, key: bytes, data: bytes, priority: int, now: Instant) -> None:
+    def _offer(self, member: Member, key: bytes, item: _Item, now: Instant) -> None:
         link = self._links.get(member.node_id)
         if link is not None:
-            self._links.offer(link, key, data, priority)
+            data, priority, patient = item
+            self._links.offer(link, key, data, priority, patient=patient)
             return
         self._call(member.address, now)
         until_s, items = self._waiting.pop(member.node_id, (0.0, {}))
         if now.mono_s >= until_s:
             items = {}
-        items[key] = (data, priority)
+        items[key] = item
         while len(items) > _WAITING_ITEMS:
             del items[next(iter(items))]
         self._waiting[member.node_id] = (now.mono_s + _WAITING_S, items)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import inf, log, log10
 
 from crdt.clock import Instant
-from gossip.broadcast import URGENT, Link, Links
+from gossip.broadcast import PROMPT, URGENT, Link, Links
 from gossip.codec import encode_message
 from gossip.config import GossipConfig
 from gossip.events import Address
@@ -26,6 +26,7 @@ _CLAIM_S = 10.0  # how long a link lasts whose peer does not claim to be alive
 _CONFIRMATIONS = 3  # after the first accusation, to make a suspicion as short as it gets
 _CORRECTORS = 3  # of all who know better than an accuser
 _CHECK_FROM, _CHECK_TO = 0.25, 0.5  # of the shortest suspicion: when each looks for itself
+_GRAIN = 0.05  # of the probe interval: no two looks at the suspicions are closer
 _CALL_BEFORE = 0.25  # of it: so long before the end the subject is called
 # what one peer may cause: rumours taken, and refutations of what it says of this node
 _RUMOURS_PER_S, _RUMOURS_BURST = 32.0, 512.0
@@ -40,21 +41,22 @@ class _Doubt:
     wanted: int  # confirmations that make it last `least_s`
     check_s: float  # when this node next pings the subject
     floor_s: float = -inf  # not buried before: somebody may have answered already
+    checked: bool = False
     called: bool = False
     accusers: dict[bytes, None] = field(default_factory=dict)
     bearers: dict[bytes, None] = field(default_factory=dict)
+    end_s: float = inf  # when it ends in death
+    call_s: float = inf  # when the subject is called, the last thing before
+    due_s: float = inf  # when the first of all these is due
 
-    @property
-    def end_s(self) -> float:
-        """Return when it ends in death: Lifeguard's logarithmic decay."""
+    def weigh(self) -> None:
+        """Fix the times anew after a change: Lifeguard's logarithmic decay."""
         confirmed = max(0, len(self.accusers) - 1)
         share = log(confirmed + 1) / log(self.wanted + 1) if self.wanted else 1.0
-        return max(self.floor_s, self.begun_s + self.most_s - (self.most_s - self.least_s) * share)
-
-    @property
-    def call_s(self) -> float:
-        """Return when the subject is called, the last thing before its death."""
-        return inf if self.called else self.end_s - self.least_s * _CALL_BEFORE
+        end_s = self.begun_s + self.most_s - (self.most_s - self.least_s) * share
+        self.end_s = max(self.floor_s, end_s)
+        self.call_s = inf if self.called else self.end_s - self.least_s * _CALL_BEFORE
+        self.due_s = min(self.check_s, self.call_s, self.end_s)
 
     def confirm(self, accuser: bytes, bearer: bytes) -> bool:
         """Count an accusation, once for each accuser; tell whether it was still wanted.
@@ -65,6 +67,7 @@ class _Doubt:
             return False
         self.accusers[accuser] = None
         self.bearers[bearer] = None
+        self.weigh()
         return True
 
 
@@ -97,6 +100,7 @@ class Suspicion:
         self._closing: dict[bytes, tuple[float, bool]] = {}
         self.due_s = inf
         """When this wants the timer, in mono seconds; maybe a little too early."""
+        self._rest_s = -inf  # not before
         self._rumours = Rates(_RUMOURS_PER_S, _RUMOURS_BURST)
         self._refutations = Rates(_REFUTATIONS_PER_S, _REFUTATIONS_BURST)
         self.patience = 1.0  # local health: multiplies this node's timeouts
@@ -204,30 +208,37 @@ class Suspicion:
         """Look for oneself at the suspected, bury them when it is time; close dead links."""
         if now.mono_s < self.due_s:
             return
-        for node_id, doubt in list(self._doubts.items()):
+        due = [one for one in self._doubts.items() if one[1].due_s <= now.mono_s]
+        for node_id, doubt in due:
             if doubt.call_s <= now.mono_s:
                 self._call_last(node_id, doubt, now)
             elif doubt.end_s <= now.mono_s:
                 self._bury(node_id, now)
-            elif doubt.check_s <= now.mono_s:
+            else:
                 self._check(node_id, doubt, now)
         for node_id, (due_s, gone) in list(self._closing.items()):
             if due_s <= now.mono_s:
                 del self._closing[node_id]
                 self._links.close(node_id, gone=gone)
-        ends = [min(one.call_s, one.end_s, one.check_s) for one in self._doubts.values()]
-        self.due_s = min(ends + [due_s for due_s, _ in self._closing.values()], default=inf)
+        self._rest_s = now.mono_s + _GRAIN * self._config.probe_interval_s
+        self.due_s = inf
+        self._schedule(min((doubt.due_s for doubt in self._doubts.values()), default=inf))
+        self._schedule(min((due_s for due_s, _ in self._closing.values()), default=inf))
 
     def defer(self, lag_s: float, now: Instant) -> None:
         """Give everybody the time for which this node was held up, and half of it to be heard."""
         for doubt in self._doubts.values():
             doubt.begun_s += lag_s
-            doubt.floor_s = now.mono_s + lag_s / 2
-            doubt.check_s = now.mono_s
+            doubt.floor_s = max(doubt.floor_s, now.mono_s + lag_s / 2)
+            if not doubt.checked and doubt.check_s != inf:
+                doubt.check_s = now.mono_s
+            doubt.weigh()
 
     def tell(self, link: Link, message: Announce | Suspect) -> None:
         """Queue membership news for one peer; a subject's newer claim replaces older ones."""
-        self._links.offer(link, _key(message), encode_message(message), URGENT)
+        rumour = isinstance(message, Suspect)
+        priority = PROMPT if rumour else URGENT
+        self._links.offer(link, _key(message), encode_message(message), priority, patient=rumour)
 
     def _refute(self, link: Link, message: Suspect, now: Instant) -> None:
         own = self._members.own
@@ -262,14 +273,16 @@ class Suspicion:
         if self._members.small and accuser != bearer:
             return not doubt.accusers
         news = doubt.confirm(accuser, bearer)
-        self._schedule(min(doubt.call_s, doubt.end_s))
+        self._schedule(doubt.due_s)
         return news
 
     def _begin(self, member: Member, now: Instant) -> _Doubt:
         others = len(self._members.live()) - 1  # than this node and the subject
         intervals = self._config.suspicion_intervals * _crowd_factor(others + 1)
         least_s = intervals * self._config.probe_interval_s * self.patience
-        check_s = now.mono_s + least_s * self._rng.uniform(_CHECK_FROM, _CHECK_TO)
+        check_s = inf
+        if self._spread.neighbours.near(member.node_id):
+            check_s = now.mono_s + least_s * self._rng.uniform(_CHECK_FROM, _CHECK_TO)
         most_s = least_s * self._config.suspicion_factor
         doubt = _Doubt(now.mono_s, least_s, most_s, min(_CONFIRMATIONS, others), check_s)
         self._doubts[member.node_id] = doubt
@@ -277,18 +290,20 @@ class Suspicion:
         link = self._links.get(member.node_id)
         if link is not None:
             link.doubted = True
-        self._schedule(check_s)
+        doubt.weigh()
+        self._schedule(doubt.due_s)
         return doubt
 
     def _check(self, node_id: bytes, doubt: _Doubt, now: Instant) -> None:
         link = self._links.get(node_id)
-        doubt.check_s = inf
+        doubt.checked, doubt.check_s = True, inf
         if link is not None:
             self._pings.send(link, now)
             if not link.flights:  # else the last reminder is still being sent
                 self.remind(link)
             pause_s = 2 * self._pings.retry_s(link, now)
             doubt.check_s = now.mono_s + pause_s * _crowd_factor(len(self._members.live()))
+        doubt.weigh()
 
     def _call_last(self, node_id: bytes, doubt: _Doubt, now: Instant) -> None:
         """Call the subject once more, and leave it time to answer.
@@ -297,6 +312,7 @@ class Suspicion:
         """
         doubt.called = True
         doubt.floor_s = max(doubt.floor_s, now.mono_s + doubt.least_s * _CALL_BEFORE)
+        doubt.weigh()
         member = self._members.get(node_id)
         if member is not None:
             self._call(member.address, now)
@@ -313,14 +329,17 @@ class Suspicion:
         self._schedule(due_s)
 
     def _schedule(self, due_s: float) -> None:
-        self.due_s = min(self.due_s, due_s)
+        # when many die at once their turns come in a close row: those of a while are taken together
+        self.due_s = min(self.due_s, max(due_s, self._rest_s))
 
     def _tell_all(
         self, message: Announce | Suspect, now: Instant, but: tuple[bytes, ...] = ()
     ) -> None:
         """Queue membership news for the live members in the message's scope."""
         make = lambda scope: message._replace(scope=scope)  # noqa: E731
-        self._spread.send(make, _key(message), URGENT, message.scope, now, but)
+        rumour = isinstance(message, Suspect)
+        priority = PROMPT if rumour else URGENT
+        self._spread.send(make, _key(message), priority, message.scope, now, but, patient=rumour)
 
     def _pass_on(self, message: Announce | Suspect, now: Instant, source: Link) -> None:
         subject = (message.claim.node_id,) if isinstance(message, Announce) else ()

@@ -13,10 +13,13 @@ from gossip.events import Transmit
 from gossip.latency import Excess, Latency
 from gossip.limits import Bucket
 from gossip.messages import (
+    Announce,
     IndirectAck,
     Message,
     Payload,
+    PingRequest,
     Received,
+    Suspect,
     VolatileRequest,
     VolatileState,
 )
@@ -219,6 +222,35 @@ def test_acknowledgements_wait_for_company_but_not_for_long() -> None:
     world.run(0.05)
     assert len(acked) <= 2
     assert acked[0] - begun_s <= world.config.ack_delay_s + 3 * HOP_S
+
+
+def test_acknowledgements_of_rumours_alone_wait_for_company() -> None:
+    pair = Pair()
+    rumour, claim = Suspect(bytes(16), 1, pair.two.node_id, 0), pair.two.running._members.own
+    for others, waits_s in [
+        ((), 0.51),
+        ((Announce(claim, 0),), 0.01),
+        ((PingRequest(1, b"-" * 16),), 0.51),
+    ]:
+        channel = pair.reader(pair.two).channel
+        _, data = channel.seal(join_messages([encode_message(one) for one in (rumour, *others)]))
+        pair.one.running.receive_datagram(data, pair.two.address, pair.now)
+        assert pair.link.ack_due_s == pytest.approx(pair.now_s + waits_s)
+        pair.run(0.6)
+
+
+def test_rumours_are_sent_again_later_and_measure_no_path() -> None:
+    pair = Pair()
+    rumour = encode_message(Suspect(bytes(16), 1, pair.two.node_id, 0))
+    measured = pair.link.latency.mean_s
+    assert pair.links.offer(pair.link, b"rumour", rumour, PROMPT, patient=True)
+    ((_, first, _),) = pair.run(0.53)
+    assert pair.counters["resent"] == 0
+    ((_, second, _),) = pair.run(0.1)
+    assert pair.counters["resent"] == 1
+    pair.ack(first, second)
+    assert pair.link.latency.mean_s == measured
+    assert pair.run(5) == []
 
 
 def test_hostile_acknowledgements_change_nothing_else() -> None:

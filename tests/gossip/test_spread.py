@@ -3,6 +3,8 @@
 Fleets of 100 with small limits stand for larger ones; their cryptography is simnet's stand-in.
 """
 
+from collections import Counter
+
 import pytest
 
 from crdt import HybridClock, Store
@@ -44,6 +46,19 @@ def test_update_reaches_a_large_fleet_by_the_tree_in_few_hops_and_copies() -> No
     assert total(world, "batches_duplicate") <= 2
     assert 100 <= total(world, "haves") <= 200, "two each, but none to who is known to have it"
     assert total(world, "wants") == 0
+
+
+def test_near_members_of_a_range_take_turns_at_its_head() -> None:
+    world = large(1)
+    spread = world.hosts["n3"].running._spread
+    members = [one for one in spread._members.live() if spread._links.get(one.node_id)][:8]
+    links = [spread._links.get(one.node_id) for one in members]
+    for index, link in enumerate(links):
+        assert link is not None
+        link.latency.least_s = 0.01 if index == 0 else 0.0015 + index * 1e-5
+    heads = Counter(spread._head(members).node_id for _ in range(2000))
+    assert all(heads[one.node_id] > 150 for one in members[1:])
+    assert 0 < heads[members[0].node_id] < 100, "one that is far, seldom"
 
 
 def test_nobody_sends_to_all_in_a_large_fleet() -> None:
@@ -127,7 +142,7 @@ def test_one_that_is_dead_and_that_all_hold_for_alive_is_found_out_soon() -> Non
 
 
 def test_silent_heads_cost_no_repair() -> None:
-    world = large(4)
+    world = large(3)
     source = world.hosts["n3"]
     silent = [host for host in world.hosts.values() if host is not source][::5]
     world.network.silence([host.name for host in silent], key="silent")

@@ -4,8 +4,10 @@ Durations are in probe intervals, which last a second here. Stand-in cryptograph
 """
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import pytest
 
@@ -461,6 +463,30 @@ def test_roster_digest_follows_every_change_and_equals_a_fresh_sum() -> None:
     assert [len(found) for found in digests] == [1, 1, 1, 1]
     assert all(before != after for before, after in pairwise(digests))
     assert [host.running._members.tree.count(1) for host in hosts[:4]] == [5] * 4
+
+
+def test_of_a_large_fleet_only_the_zone_pings_one_that_all_doubt() -> None:
+    world = World(13, standin=True)
+    hosts = world.warm_fleet(150)
+    world.run(2)
+    victim = hosts[7]
+    linked = [host for host in hosts if victim.running._links.get(host.node_id) is not None]
+    neighbours = [host for host in linked if host.running._spread.neighbours.near(victim.node_id)]
+    far = [host for host in linked if host not in neighbours]
+    assert min(len(neighbours), len(far)) > 5
+    victim.crash()
+    pinged: set[str] = set()
+    for host in linked:
+        send = host.running._suspicion._check
+
+        def check(*args: Any, name: str = host.name, send: Callable[..., None] = send) -> None:
+            pinged.add(name)
+            send(*args)
+
+        host.running._suspicion._check = check  # type: ignore[method-assign]
+    others = [host for host in hosts if host is not victim]
+    world.run_until(lambda: all(state(host, victim) == "down" for host in others), 30)
+    assert pinged == {host.name for host in neighbours}
 
 
 def test_who_has_no_link_to_the_doubted_calls_it_before_it_is_buried() -> None:
