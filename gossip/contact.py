@@ -22,6 +22,7 @@ from gossip.suspicion import Suspicion
 
 _CALL_TRIES = 6
 _CALL_RETRY_S, _CALL_LIMIT_S = 0.2, 2.0
+_TOGETHER_S = 0.1  # calls that are due within it are repeated together
 _CALL_LIMIT = 512
 _RECONNECTORS = 8  # of all who call one that is down in an interval
 _INTRODUCTION_S = 0.5  # between two peers that tell the others of this node
@@ -139,7 +140,7 @@ class Contact:
 
     def _call_again(self, now: Instant) -> None:
         for addr, call in list(self._calls.items()):
-            if call.next_s > now.mono_s:
+            if call.next_s > now.mono_s + _TOGETHER_S:
                 continue
             if call.tries >= call.most or (call.link is not None and call.link.confirmed):
                 del self._calls[addr]

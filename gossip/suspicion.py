@@ -26,7 +26,7 @@ _CLAIM_S = 10.0  # how long a link lasts whose peer does not claim to be alive
 _CONFIRMATIONS = 3  # after the first accusation, to make a suspicion as short as it gets
 _CORRECTORS = 3  # of all who know better than an accuser
 _CHECK_FROM, _CHECK_TO = 0.25, 0.5  # of the shortest suspicion: when each looks for itself
-_GRAIN = 0.05  # of the probe interval: no two looks at the suspicions are closer
+_GRAIN = 0.2  # of the probe interval: no two looks at the suspicions are closer
 _CALL_BEFORE = 0.25  # of it: so long before the end the subject is called
 # what one peer may cause: rumours taken, and refutations of what it says of this node
 _RUMOURS_PER_S, _RUMOURS_BURST = 32.0, 512.0
