@@ -26,7 +26,9 @@ _CLAIM_S = 10.0  # how long a link lasts whose peer does not claim to be alive
 _CONFIRMATIONS = 3  # after the first accusation, to make a suspicion as short as it gets
 _CORRECTORS = 3  # of all who know better than an accuser
 _CHECK_FROM, _CHECK_TO = 0.25, 0.5  # of the shortest suspicion: when each looks for itself
-_GRAIN = 0.2  # of the probe interval: no two looks at the suspicions are closer
+# of the probe interval, since when many die at once their turns come in a close row: no two looks
+# at the suspicions are closer, and calls and pings that are due so soon are made with others
+_GRAIN, _TOGETHER = 0.05, 0.2
 _CALL_BEFORE = 0.25  # of it: so long before the end the subject is called
 # what one peer may cause: rumours taken, and refutations of what it says of this node
 _RUMOURS_PER_S, _RUMOURS_BURST = 32.0, 512.0
@@ -208,19 +210,21 @@ class Suspicion:
         """Look for oneself at the suspected, bury them when it is time; close dead links."""
         if now.mono_s < self.due_s:
             return
-        due = [one for one in self._doubts.items() if one[1].due_s <= now.mono_s]
+        interval_s = self._config.probe_interval_s
+        soon_s = now.mono_s + _TOGETHER * interval_s
+        due = [one for one in self._doubts.items() if one[1].due_s <= soon_s]
         for node_id, doubt in due:
-            if doubt.call_s <= now.mono_s:
+            if doubt.call_s <= soon_s:
                 self._call_last(node_id, doubt, now)
             elif doubt.end_s <= now.mono_s:
                 self._bury(node_id, now)
-            else:
+            elif doubt.check_s <= soon_s:
                 self._check(node_id, doubt, now)
         for node_id, (due_s, gone) in list(self._closing.items()):
             if due_s <= now.mono_s:
                 del self._closing[node_id]
                 self._links.close(node_id, gone=gone)
-        self._rest_s = now.mono_s + _GRAIN * self._config.probe_interval_s
+        self._rest_s = now.mono_s + _GRAIN * interval_s
         self.due_s = inf
         self._schedule(min((doubt.due_s for doubt in self._doubts.values()), default=inf))
         self._schedule(min((due_s for due_s, _ in self._closing.values()), default=inf))
@@ -329,7 +333,6 @@ class Suspicion:
         self._schedule(due_s)
 
     def _schedule(self, due_s: float) -> None:
-        # when many die at once their turns come in a close row: those of a while are taken together
         self.due_s = min(self.due_s, max(due_s, self._rest_s))
 
     def _tell_all(

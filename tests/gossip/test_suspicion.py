@@ -15,6 +15,7 @@ from gossip.codec import encode_message, join_messages
 from gossip.config import GossipConfig
 from gossip.events import Event, MemberDown, MemberSuspect, MemberUp
 from gossip.messages import Suspect
+from simnet import warm
 from simnet.world import Host, World
 
 
@@ -37,6 +38,10 @@ def told(host: Host, of: Host, since_s: float = 0.0) -> list[type[Event]]:
 
 def deaths(hosts: list[Host], since_s: float = 0.0) -> int:
     return sum(told(host, of, since_s).count(MemberDown) for host in hosts for of in hosts)
+
+
+def sent(hosts: list[Host]) -> int:
+    return sum(host.running.counters["out_datagrams"] for host in hosts)
 
 
 def state(host: Host, of: Host) -> str:
@@ -487,6 +492,29 @@ def test_of_a_large_fleet_only_the_zone_pings_one_that_all_doubt() -> None:
     others = [host for host in hosts if host is not victim]
     world.run_until(lambda: all(state(host, victim) == "down" for host in others), 30)
     assert pinged == {host.name for host in neighbours}
+
+
+@pytest.mark.parametrize("each_s", [0.012, 0.02])
+def test_fleet_in_which_many_die_at_once_buries_nobody_else_however_slow(each_s: float) -> None:
+    """All are linked with all, as nodes are that have grown into a large fleet together."""
+    world = World(1, standin=True)
+    hosts = world.warm_fleet(80)
+    for index, one in enumerate(hosts):
+        for other in hosts[:index]:
+            if one.running._links.get(other.node_id) is None:
+                warm._link(one.running, other.running, one.now(), 0.003)
+    world.run(3)
+    for host in hosts:
+        host.slow_s = each_s
+    dead = hosts[5::7]
+    before = sent(hosts)
+    for host in dead:
+        host.crash()
+    others = [host for host in hosts if host.node]
+    world.run(15)
+    assert all(state(host, of) == "down" for host in others for of in dead)
+    assert deaths(others) == 0
+    assert sent(others) - before < 400 * len(others)
 
 
 def test_who_has_no_link_to_the_doubted_calls_it_before_it_is_buried() -> None:
