@@ -128,6 +128,8 @@ class Contact:
             self._suspicion.greet(link, now, introduce=self._introduces(now))
         else:
             self._suspicion.remind(link)
+        if made.rtt_s is not None:  # it has answered a call of this node just now
+            self._suspicion.vouch(link.node_id, now)
         if link.channel is not channel or made.former:  # other keys, or it lacks the newest
             self._on_link(link, now)
 

@@ -310,14 +310,16 @@ class Suspicion:
         doubt.weigh()
 
     def _call_last(self, node_id: bytes, doubt: _Doubt, now: Instant) -> None:
-        """Call the subject once more, and leave it time to answer.
+        """Ping and call the subject once more, and leave it time to answer.
 
         There may be no link to it, or one that it has long dropped: it held this node for dead.
         """
         doubt.called = True
         doubt.floor_s = max(doubt.floor_s, now.mono_s + doubt.least_s * _CALL_BEFORE)
         doubt.weigh()
-        member = self._members.get(node_id)
+        link, member = self._links.get(node_id), self._members.get(node_id)
+        if link is not None:
+            self._pings.send(link, now)
         if member is not None:
             self._call(member.address, now)
 
