@@ -28,6 +28,7 @@ _STRANGERS_PER_S, _STRANGERS_BURST = 256 / 60, 256  # of whom one peer may tell
 _FAULTS_PER_S, _FAULTS_BURST = 8.0, 64.0  # signatures checked in vain because of one peer
 _MUTED_S = 10.0
 _ACKS_AT_ONCE = 32
+_PATIENT_ACKS = 8  # so many datagrams of rumours wait for company no longer than others
 _BURST_S = 0.25  # of the egress rate, which may leave at once after a rest
 # how full the bucket of the egress must be for each class; the first two overdraw it
 _RESERVES = (-inf, -inf, 0.0, 0.25, 0.5)
@@ -170,6 +171,10 @@ class Links:
         """Note that something authentic came from a peer."""
         link.confirmed = True
         link.heard_s = link.used_s = now.mono_s
+        self.believe(link, now)
+
+    def believe(self, link: Link, now: Instant) -> None:
+        """Note that a peer is there: what was held back while it was doubted leaves."""
         if link.doubted:
             link.believed(now)
             self._schedule(link)
@@ -180,7 +185,7 @@ class Links:
         delay_s = self._config.ack_delay_s
         if len(link.to_ack) >= _ACKS_AT_ONCE:
             delay_s = 0.0
-        elif patient:
+        elif patient and len(link.to_ack) < _PATIENT_ACKS:
             delay_s += PATIENCE * self._config.probe_interval_s
         if now.mono_s + delay_s < link.ack_due_s:
             link.ack_due_s = now.mono_s + delay_s
@@ -271,7 +276,7 @@ class Links:
             shrunk = len(sealed) / sum(map(len, packer.parts))
             for item in items:
                 self._count(_BYTES[item.priority], int(len(item.data) * shrunk))
-            link.departed(counter, items, now, min(_MAX_LAG_S, self._lag_s(now)))
+            link.departed(counter, items, now)
         link.used_s = now.mono_s
         self._egress.spend(len(sealed))
         return sealed

@@ -22,7 +22,7 @@ from gossip.suspicion import Suspicion
 
 _CALL_TRIES = 6
 _CALL_RETRY_S, _CALL_LIMIT_S = 0.2, 2.0
-_TOGETHER_S = 0.1  # calls that are due within it are repeated together
+_TOGETHER_S = 0.05  # calls that are due within it are repeated together
 _CALL_LIMIT = 512
 _RECONNECTORS = 8  # of all who call one that is down in an interval
 _INTRODUCTION_S = 0.5  # between two peers that tell the others of this node
@@ -129,6 +129,7 @@ class Contact:
         else:
             self._suspicion.remind(link)
         if made.rtt_s is not None:  # it has answered a call of this node just now
+            self._links.believe(link, now)
             self._suspicion.vouch(link.node_id, now)
         if link.channel is not channel or made.former:  # other keys, or it lacks the newest
             self._on_link(link, now)

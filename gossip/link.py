@@ -116,9 +116,9 @@ class Link:
         usual_s = (known_s or _FIRST_RTT_S) + self.config.ack_delay_s
         usual_s = max(self.config.resend_floor_s, usual_s) + self.pause_s
         # of which nothing is known may be slow, a doubted one dead: each silence makes it likelier
-        patient = self.misses if self.doubted else tries - (_STEADY_TRIES if known_s else 1)
-        if patient > 0:
-            usual_s *= 1 << min(patient, _MOST_DOUBLINGS)
+        doublings = self.misses if self.doubted else tries - (_STEADY_TRIES if known_s else 1)
+        if doublings > 0:
+            usual_s *= 1 << min(doublings, _MOST_DOUBLINGS)
         return min(_MAX_RESEND_S, usual_s)
 
     def paused(self, pause_s: float, now: Instant) -> None:
@@ -158,6 +158,11 @@ class Link:
         queue[item.key] = item
         return True
 
+    def carries(self, key: bytes, priority: int) -> bool:
+        """Tell whether an item under a key waits here or is on its way."""
+        flying = (item.key for flight in self.flights.values() for item in flight.items)
+        return key in self.queues[priority] or key in flying
+
     def due_s(self) -> float:
         """Return when something is to be done here next, in mono seconds."""
         if self.immediate:
@@ -167,9 +172,7 @@ class Link:
 
     def queues_due_s(self) -> float:
         """Return when the most urgent of what waits may leave; inf when nothing may."""
-        if len(self.flights) >= self.window:
-            return inf
-        for first, queue in enumerate(self.queues):
+        for first, queue in enumerate(self.queues[: self._classes()]):
             if queue:
                 due_s = self.flushed_s + self.interval_s
                 if first > URGENT and self.pause_s:
@@ -180,9 +183,14 @@ class Link:
     def admitted(self, now: Instant) -> int:
         """Return how many of the queues, most urgent first, the peer will take from now."""
         self.calm(now)
-        if len(self.flights) >= self.window:
-            return 0
-        return VOLATILE + 1 if now.mono_s >= self.flushed_s + self.pause_s else URGENT + 1
+        paused = now.mono_s < self.flushed_s + self.pause_s
+        return min(self._classes(), URGENT + 1) if paused else self._classes()
+
+    def _classes(self) -> int:
+        """Return how many of the queues the window has room for: rumours hold up nothing urgent."""
+        if len(self.flights) < self.window:
+            return VOLATILE + 1
+        return URGENT + 1 if all(one.patient for one in self.flights.values()) else 0
 
     def take(self, packer: Packer, classes: int) -> list[Item]:
         """Move into a datagram what fits of the most urgent `classes` queues; return the items."""
@@ -196,8 +204,8 @@ class Link:
                 items.append(item)
         return items
 
-    def departed(self, counter: int, items: list[Item], now: Instant, lag_s: float = 0.0) -> None:
-        """Note the items that left in a datagram; this host is `lag_s` late to read answers."""
+    def departed(self, counter: int, items: list[Item], now: Instant) -> None:
+        """Note the items that left in a datagram."""
         if self.pause_s or not any(self.queues):
             self.flushed_s = now.mono_s
         if items[-1].priority == VOLATILE:
@@ -209,7 +217,7 @@ class Link:
             item.tries += 1
             if item.tries > tries:
                 tries = item.tries
-        due_s = now.mono_s + self.resend_after_s(tries, now) + lag_s
+        due_s = now.mono_s + self.resend_after_s(tries, now)
         patient = all(item.patient for item in items)
         if patient:
             due_s += PATIENCE * self.config.probe_interval_s

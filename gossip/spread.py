@@ -78,15 +78,14 @@ class Spread:
         self,
         make: Callable[[int], Message],
         key: bytes,
-        priority: int,
+        manner: Callable[[bytes], tuple[int, bool]],
         scope: int,
         now: Instant,
         but: tuple[bytes, ...] = (),
-        *,
-        patient: bool = False,
     ) -> list[bytes]:
         """Queue `make(what the receiver shall cover)` for the live members in `scope`, not `but`.
 
+        `manner` tells the priority for a receiver, and whether it is patient (`Links.offer`).
         Return whom it goes to. O(members in scope), O(log n) of them in a large fleet.
         """
         if scope == 0:
@@ -98,7 +97,7 @@ class Spread:
         for member, rest in self._cover(scope, targets):
             if rest not in encoded:
                 encoded[rest] = encode_message(make(rest))
-            self._offer(member, key, (encoded[rest], priority, patient), now)
+            self._offer(member, key, (encoded[rest], *manner(member.node_id)), now)
             told.append(member.node_id)
         return told
 
@@ -109,10 +108,11 @@ class Spread:
         large = not self.neighbours.all
         if scope == 0 and not large:
             return
+        rank = self._rank(batch), False
         told = self.send(
             lambda rest: Payload(batch.raw, public_key, rest),
             batch.raw,
-            self._rank(batch),
+            lambda _: rank,
             scope,
             now,
             (source, batch.origin),

@@ -8,6 +8,7 @@ ends it with a newer claim everywhere, or by answering this node's own pings her
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf, log, log10
 
 from crdt.clock import Instant
@@ -101,7 +102,7 @@ class Suspicion:
         # links to close unless their peer claims to be alive: (when, is this boot gone for good?)
         self._closing: dict[bytes, tuple[float, bool]] = {}
         self.due_s = inf
-        """When this wants the timer, in mono seconds; maybe a little too early."""
+        """When this wants the timer, in mono seconds; maybe a little too early or too late."""
         self._rest_s = -inf  # not before
         self._rumours = Rates(_RUMOURS_PER_S, _RUMOURS_BURST)
         self._refutations = Rates(_REFUTATIONS_PER_S, _REFUTATIONS_BURST)
@@ -240,9 +241,8 @@ class Suspicion:
 
     def tell(self, link: Link, message: Announce | Suspect) -> None:
         """Queue membership news for one peer; a subject's newer claim replaces older ones."""
-        rumour = isinstance(message, Suspect)
-        priority = PROMPT if rumour else URGENT
-        self._links.offer(link, _key(message), encode_message(message), priority, patient=rumour)
+        priority, patient = _manner(message, link.node_id)
+        self._links.offer(link, _key(message), encode_message(message), priority, patient=patient)
 
     def _refute(self, link: Link, message: Suspect, now: Instant) -> None:
         own = self._members.own
@@ -284,7 +284,7 @@ class Suspicion:
         others = len(self._members.live()) - 1  # than this node and the subject
         intervals = self._config.suspicion_intervals * _crowd_factor(others + 1)
         least_s = intervals * self._config.probe_interval_s * self.patience
-        check_s = inf
+        check_s = inf  # all others look once, when they call it
         if self._spread.neighbours.near(member.node_id):
             check_s = now.mono_s + least_s * self._rng.uniform(_CHECK_FROM, _CHECK_TO)
         most_s = least_s * self._config.suspicion_factor
@@ -303,7 +303,7 @@ class Suspicion:
         doubt.checked, doubt.check_s = True, inf
         if link is not None:
             self._pings.send(link, now)
-            if not link.flights:  # else the last reminder is still being sent
+            if not link.carries(b"M" + node_id + self._members.node_id, URGENT):
                 self.remind(link)
             pause_s = 2 * self._pings.retry_s(link, now)
             doubt.check_s = now.mono_s + pause_s * _crowd_factor(len(self._members.live()))
@@ -342,9 +342,8 @@ class Suspicion:
     ) -> None:
         """Queue membership news for the live members in the message's scope."""
         make = lambda scope: message._replace(scope=scope)  # noqa: E731
-        rumour = isinstance(message, Suspect)
-        priority = PROMPT if rumour else URGENT
-        self._spread.send(make, _key(message), priority, message.scope, now, but, patient=rumour)
+        manner = partial(_manner, message)
+        self._spread.send(make, _key(message), manner, message.scope, now, but)
 
     def _pass_on(self, message: Announce | Suspect, now: Instant, source: Link) -> None:
         subject = (message.claim.node_id,) if isinstance(message, Announce) else ()
@@ -356,6 +355,12 @@ def _key(message: Announce | Suspect) -> bytes:
     if isinstance(message, Announce):
         return b"M" + message.claim.node_id
     return b"M" + message.subject + message.accuser
+
+
+def _manner(message: Announce | Suspect, receiver: bytes) -> tuple[int, bool]:
+    """Return the class in which news leave, and whether they are patient: rumours of others are."""
+    rumour = isinstance(message, Suspect) and message.subject != receiver
+    return (PROMPT, True) if rumour else (URGENT, False)
 
 
 def _crowd_factor(others: int) -> float:

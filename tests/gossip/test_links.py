@@ -253,6 +253,31 @@ def test_rumours_are_sent_again_later_and_measure_no_path() -> None:
     assert pair.run(5) == []
 
 
+def test_many_rumours_are_acknowledged_soon_and_so_is_what_follows_one() -> None:
+    pair = Pair()
+    pair.links.on_arrival(pair.link, 0, pair.now, patient=True)
+    assert pair.link.ack_due_s > pair.now_s + 0.4
+    pair.links.on_arrival(pair.link, 1, pair.now)
+    assert pair.link.ack_due_s == pytest.approx(pair.now_s + 0.01)
+    pair.run(0.1)
+    for counter in range(2, 10):
+        pair.links.on_arrival(pair.link, counter, pair.now, patient=True)
+    assert pair.link.ack_due_s == pytest.approx(pair.now_s + 0.01)
+
+
+def test_rumours_on_their_way_to_one_that_is_doubted_hold_up_nothing_urgent() -> None:
+    pair = Pair()
+    pair.link.doubted = True
+    rumour = encode_message(Suspect(bytes(16), 1, pair.two.node_id, 0))
+    assert pair.links.offer(pair.link, b"rumour", rumour, PROMPT, patient=True)
+    assert len(pair.run(0.02)) == 1
+    pair.offer(1, PROMPT)
+    pair.offer(1, URGENT)
+    pair.offer(1, URGENT)
+    ((_, _, messages),) = pair.run(0.03)
+    assert len(messages) == 1, "which again holds up the rest"
+
+
 def test_hostile_acknowledgements_change_nothing_else() -> None:
     pair = Pair()
     pair.offer(2)

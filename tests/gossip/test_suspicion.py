@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from crdt.clock import Instant
 from gossip.codec import encode_message, join_messages
 from gossip.config import GossipConfig
 from gossip.events import Event, MemberDown, MemberSuspect, MemberUp
@@ -468,6 +469,40 @@ def test_roster_digest_follows_every_change_and_equals_a_fresh_sum() -> None:
     assert [len(found) for found in digests] == [1, 1, 1, 1]
     assert all(before != after for before, after in pairwise(digests))
     assert [host.running._members.tree.count(1) for host in hosts[:4]] == [5] * 4
+
+
+def test_reminder_waits_for_nothing_even_where_the_subject_asks_for_pauses() -> None:
+    world, hosts = fleet(14, 12)
+    one, victim = hosts[:2]
+    victim.running._links.behind(10.0, victim.now())
+    world.run(0.3)  # all are asked for pauses of a second
+    incarnation = victim.running.incarnation
+    one.running._suspicion.accuse(victim.node_id, one.now())
+    one.drain()
+    assert world.run_until(lambda: victim.running.incarnation > incarnation, 2) <= 0.2
+
+
+def test_deaths_that_come_in_a_row_are_dealt_with_together() -> None:
+    world = World(15, standin=True)
+    hosts = world.warm_fleet(120)
+    world.run(3)
+    one, dead = hosts[0], hosts[20:40]
+    ticks: list[float] = []
+    suspicion = one.running._suspicion
+    look = suspicion.tick
+
+    def tick(now: Instant) -> None:
+        if suspicion._doubts and now.mono_s >= suspicion.due_s:
+            ticks.append(now.mono_s)
+        look(now)
+
+    suspicion.tick = tick  # type: ignore[method-assign]
+    for host in dead:
+        host.crash()
+    others = [host for host in hosts if host.node]
+    world.run_until(lambda: all(state(host, of) == "down" for host in others for of in dead), 30)
+    assert min(after - before for before, after in pairwise(ticks)) >= 0.05 - 1e-9
+    assert len(ticks) < 4 * len(dead)
 
 
 def test_of_a_large_fleet_only_the_zone_pings_one_that_all_doubt() -> None:
