@@ -6,6 +6,7 @@ the product is what it was.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any, NamedTuple
 
 from crdt.entries import RemoveEntry
@@ -65,7 +66,11 @@ def _numbered_alike(sound: Any) -> Any:
 
 
 def _hasty(sound: Any) -> Any:
-    return property(lambda self: self.begun_s)
+    def weigh(self: Any) -> None:
+        self.end_s = self.due_s = self.begun_s
+        self.call_s = inf
+
+    return weigh
 
 
 def _spendthrift(sound: Any) -> Any:
@@ -139,7 +144,7 @@ PLANTS: dict[str, Plant] = {
         "false-death",
         "radio",
         _Doubt,
-        "end_s",
+        "weigh",
         _hasty,
     ),
     "spendthrift": Plant(
