@@ -179,7 +179,8 @@ class Census:
         member = self._members.get(mine[0])
         if member is not None and member.state == DOWN:
             rumour = Suspect(mine[0], mine[1], self._members.node_id, 0)
-            self._links.offer(link, b"M" + mine[0], encode_message(rumour), REPAIR)
+            data, patient = encode_message(rumour), mine[0] != link.node_id
+            self._links.offer(link, b"M" + mine[0], data, REPAIR, patient=patient)
 
     def useless(self, other: Entry) -> bool:
         """Tell whether it is the claim of somebody who left."""

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 
 from crdt.clock import Instant
+from gossip.antientropy import Census
 from gossip.broadcast import PROMPT, REPAIR, STATE, URGENT, VOLATILE, Link, Links
 from gossip.codec import decode_payload, encode_message, join_messages
 from gossip.config import GossipConfig
@@ -251,6 +252,19 @@ def test_rumours_are_sent_again_later_and_measure_no_path() -> None:
     pair.ack(first, second)
     assert pair.link.latency.mean_s == measured
     assert pair.run(5) == []
+
+
+def test_death_that_a_comparison_brings_is_a_rumour_like_any() -> None:
+    pair = Pair(peers=2)
+    dead = pair.hosts[2]
+    members = pair.one.running._members
+    member = members.get(dead.node_id)
+    assert member is not None
+    members.bury(member, pair.now)
+    census = Census(members, pair.links)
+    census.dispute(pair.link, (dead.node_id, member.claim.incarnation, False))
+    assert [type(one) for _, _, messages in pair.run(0.4) for one in messages] == [Suspect]
+    assert pair.counters["resent"] == 0, "its acknowledgement may be on its way"
 
 
 def test_many_rumours_are_acknowledged_soon_and_so_is_what_follows_one() -> None:
